@@ -1,0 +1,150 @@
+"""The arena: one preallocated buffer per device that hooks gather samples into, and the batched reduction of its rows."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+
+from gradscope.capture.sampling import ELEMENTS
+from gradscope.capture.sampling import MOST_BATCH
+from gradscope.capture.sampling import SAMPLES
+from gradscope.capture.sampling import UNITS
+from gradscope.capture.sampling import Block
+from gradscope.records import HISTOGRAM_BINS
+from gradscope.records import HISTOGRAM_LOWEST
+
+_SMALLEST = 1e-38  # keeps a row of zeros from dividing by zero
+_CHUNK_ON_CPU = 32  # rows: 128 KiB, whose temporaries the allocator keeps; larger ones go back to the system each time
+_CHUNK_ELSEWHERE = 1024
+
+TENSOR_STATISTICS = ("mean", "rms", "absmax", "signal", "nonfinite", "zero", "saturated", "active_low", "active_high")
+
+
+@final
+class Arena:
+    """Rows of ELEMENTS float32 on one device. A row is filled by ``gather`` and stays until it is filled again."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.filled: list[bool] = []  # since the last ``clear``
+        self._batch: list[int] = []
+        self._chunk_rows = _CHUNK_ON_CPU if device.type == "cpu" else _CHUNK_ELSEWHERE
+        self._chunks: list[torch.Tensor] = []
+        self._rows: list[torch.Tensor] = []
+
+    def add_row(self) -> int:
+        """Make room for one more row and return its index."""
+        if len(self._rows) == len(self._chunks) * self._chunk_rows:
+            self._chunks.append(torch.zeros(self._chunk_rows, ELEMENTS, device=self.device))
+        row = len(self._rows)
+        self._rows.append(self._chunks[-1][row % self._chunk_rows])
+        self.filled.append(False)
+        self._batch.append(MOST_BATCH)
+        return row
+
+    def gather(self, row: int, tensor: torch.Tensor, block: Block) -> None:
+        """Copy the block's elements of a detached strided tensor into a row: two or three small operations, no layout copied."""
+        flat = tensor.as_strided((block.extent,), (1,))
+        if tensor.dtype is torch.float32:
+            torch.index_select(flat, 0, block.index, out=self._rows[row])
+        else:
+            self._rows[row].copy_(torch.index_select(flat, 0, block.index))
+        self._batch[row] = block.batch
+        self.filled[row] = True
+
+    def clear(self) -> None:
+        self.filled = [False] * len(self.filled)
+
+    def chunks(self) -> list[torch.Tensor]:
+        """The rows in use, in pieces of [rows, ELEMENTS]."""
+        used = len(self._rows)
+        return [c[: min(self._chunk_rows, used - i * self._chunk_rows)] for i, c in enumerate(self._chunks)]
+
+    def statistics(self, limits: torch.Tensor | None) -> torch.Tensor:
+        """TENSOR_STATISTICS of every row, float32 [statistics, rows], on the device. Waits for nothing.
+
+        ``limits`` is [2, rows]: centre and half-width outside of which a value counts as saturated.
+        """
+        parts = []
+        start = 0
+        for chunk in self.chunks():
+            stop = start + len(chunk)
+            part = None if limits is None else limits[:, start:stop]
+            parts.append(_statistics(chunk, tuple(self._batch[start:stop]), part))
+            start = stop
+        return torch.cat(parts, dim=1)
+
+    def histograms(self) -> torch.Tensor:
+        """Share of each row's elements by magnitude, float32 [rows, HISTOGRAM_BINS], on the device."""
+        return torch.cat([_histogram(chunk) for chunk in self.chunks()])
+
+
+def _statistics(x: torch.Tensor, batch: tuple[int, ...], limits: torch.Tensor | None) -> torch.Tensor:
+    magnitude = x.abs()
+    absmax = torch.nan_to_num(magnitude.amax(1), nan=float("inf"))
+    finite = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+    # Scaled by the largest magnitude, squares can neither overflow nor vanish.
+    scale = finite.abs().amax(1).clamp_min_(_SMALLEST)
+    scaled = finite / scale[:, None]
+    rms = torch.linalg.vector_norm(scaled, 2, 1) * scale / ELEMENTS**0.5
+    work = torch.empty_like(x)
+    nonfinite = torch.eq(torch.sub(x, x), 0, out=work).mean(1).neg_().add_(1)  # x - x is NaN where x is not finite
+    zero = torch.eq(x, 0, out=work).mean(1)
+    if limits is None:
+        saturated = torch.zeros_like(rms)
+    else:
+        saturated = torch.gt((x - limits[0, :, None]).abs_(), limits[1, :, None], out=work).mean(1)
+    active = torch.gt(x.view(-1, SAMPLES, UNITS).amax(1), 0, out=torch.empty(len(x), UNITS, device=x.device))
+    bits = (active.view(-1, 2, UNITS // 2) * _powers(x.device)).sum(2)
+    signal = _signal(scaled, batch) * scale
+    return torch.stack([finite.mean(1), rms, absmax, signal, nonfinite, zero, saturated, bits[:, 0], bits[:, 1]])
+
+
+def _powers(device: torch.device) -> torch.Tensor:
+    return torch.exp2(torch.arange(UNITS // 2, device=device, dtype=torch.float32))
+
+
+def _signal(x: torch.Tensor, batch: tuple[int, ...]) -> torch.Tensor:
+    """Standard deviation over the batch at a fixed unit and position, rms over both; NaN for a batch of one. [rows]
+
+    sig = sqrt(mean over units and positions of Var over the batch), Var with n - 1.
+    """
+    if len(set(batch)) == 1:
+        return _signal_of(x, batch[0])
+    signal = torch.empty(len(x), device=x.device)
+    for size in sorted(set(batch)):
+        rows = torch.tensor([i for i, b in enumerate(batch) if b == size], device=x.device)
+        signal[rows] = _signal_of(x[rows], size)
+    return signal
+
+
+def _signal_of(x: torch.Tensor, batch: int) -> torch.Tensor:
+    if batch == 1:
+        return torch.full((len(x),), float("nan"), device=x.device)
+    groups = x.view(-1, batch, ELEMENTS // batch)
+    deviation = (groups - groups.mean(1, keepdim=True)).view(-1, ELEMENTS)
+    return torch.linalg.vector_norm(deviation, 2, 1) * (batch / (batch - 1) / ELEMENTS) ** 0.5
+
+
+def _histogram(x: torch.Tensor) -> torch.Tensor:
+    # The exponent field of an IEEE 754 float32 is floor(log2 |x|) + 127.
+    exponent = (x.view(torch.int32) >> 23) & 255
+    bins = (exponent - (127 + HISTOGRAM_LOWEST)).clamp_(0, HISTOGRAM_BINS - 1)
+    rows = torch.arange(len(x), device=x.device, dtype=torch.int32)[:, None] * HISTOGRAM_BINS
+    counts = torch.bincount((bins + rows).view(-1), minlength=len(x) * HISTOGRAM_BINS)
+    return counts.view(len(x), HISTOGRAM_BINS).float() / ELEMENTS
+
+
+def block_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """absmax, share of zeros and spread between rows of parameter blocks, each [rows].
+
+    The spread is the variance between a matrix's rows over its mean square: 0 where all rows are equal.
+    """
+    finite = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+    absmax = finite.abs().amax(1)
+    scaled = (finite / absmax.clamp_min(_SMALLEST)[:, None]).view(-1, SAMPLES, UNITS)
+    deviation = (scaled - scaled.mean(2, keepdim=True)).view(-1, ELEMENTS)
+    spread = deviation.square().sum(1) / scaled.view(-1, ELEMENTS).square().sum(1).clamp_min_(_SMALLEST)
+    zero = torch.eq(x, 0, out=torch.empty_like(x)).mean(1)
+    return absmax, zero, spread

@@ -1,0 +1,123 @@
+"""What is known of a run besides its numbers, as it becomes known: modules, parameters, optimizers, wiring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import final
+
+import torch
+from torch.optim.optimizer import Optimizer
+
+from gradscope.capture.graph import Graph
+from gradscope.capture.losses import read_broadcasts
+from gradscope.capture.losses import read_losses
+from gradscope.capture.modules import Slot
+from gradscope.capture.roles import describe_modules
+from gradscope.capture.roles import describe_parameters
+from gradscope.records import OptimizerInfo
+from gradscope.records import RunInfo
+from gradscope.records import Wiring
+
+_MOST_LOSSES = 8
+
+
+@final
+class Description:
+    """The run's facts. ``info`` is replaced by a new value when more is known."""
+
+    def __init__(self, info: RunInfo) -> None:
+        self.info = info
+        self._optimizers: dict[int, OptimizerInfo] = {}
+
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether an optimizer that holds parameters of the model has stepped."""
+        return any(optimizer.parameters for optimizer in self._optimizers.values())
+
+    def model(self, model: torch.nn.Module) -> None:
+        parameters = describe_parameters(model)
+        first = next(model.parameters(), None)
+        device = str(first.device) if first is not None else "cpu"
+        self.info = replace(self.info, modules=describe_modules(model), parameters=parameters, device=device)
+
+    def optimizer(self, optimizer: Optimizer, names: tuple[str, ...], *, strangers: int) -> None:
+        known = self._optimizers.get(id(optimizer))
+        if known is not None and known.parameters == names and known.strangers == strangers:
+            return
+        settings = _settings(optimizer)
+        rate = settings.pop("lr", float("nan"))
+        self._optimizers[id(optimizer)] = OptimizerInfo(type(optimizer).__name__, rate, names, strangers, settings)
+        owners = [o for o in self._optimizers.values() if o.parameters]
+        self.info = replace(self.info, optimizers=tuple(owners or self._optimizers.values()))
+
+    def share_process(self) -> None:
+        if not self.info.shared_process:
+            self.info = replace(self.info, shared_process=True)
+
+    def graph(self, loss: torch.Tensor, model: torch.nn.Module, slots: Sequence[Slot]) -> bool:
+        """Read one loss's graph; whether it reaches any parameter of the model."""
+        graph = Graph(loss)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        reached = {names[id(leaf)] for leaf in graph.leaves() if id(leaf) in names}
+        if not reached:
+            return False
+        self._add_wiring(graph, reached)
+        self._add_followers(graph, slots)
+        self._add_cuts(slots)
+        return True
+
+    def _add_wiring(self, graph: Graph, reached: set[str]) -> None:
+        old = self.info.wiring or Wiring()
+        order = [parameter.name for parameter in self.info.parameters]
+        all_reached = reached.union(old.reached)
+        new = Wiring(
+            losses=tuple({_without_baseline(loss): loss for loss in (*read_losses(graph), *old.losses)}.values())[:_MOST_LOSSES],
+            broadcasts=tuple(dict.fromkeys((*old.broadcasts, *read_broadcasts(graph))))[:_MOST_LOSSES],
+            residual_additions=max(old.residual_additions, graph.residual_additions()),
+            norms=max(old.norms, graph.norms()),
+            reached=tuple(name for name in order if name in all_reached),
+            graphs=min(old.graphs + 1, 3),  # as many as matter: more would change the record at every reading
+            cuts=old.cuts,
+        )
+        if new != old:
+            self.info = replace(self.info, wiring=new)
+
+    def _add_followers(self, graph: Graph, slots: Sequence[Slot]) -> None:
+        numbers = {slot.node: slot.site.path for slot in slots if slot.node >= 0 and slot.site.call == 0}
+        found = {numbers[number]: followers for number, followers in graph.follows(list(numbers)).items()}
+        modules = tuple(
+            replace(m, activation=found[m.path][0], norm_follows=found[m.path][1]) if m.path in found else m
+            for m in self.info.modules
+        )
+        if modules != self.info.modules:
+            self.info = replace(self.info, modules=modules)
+
+    def _add_cuts(self, slots: Sequence[Slot]) -> None:
+        """Where, in execution order, modules that no loss reaches give way to modules that one does."""
+        wiring = self.info.wiring or Wiring()
+        trainable = {p.name for p in self.info.parameters if p.trainable}
+        own = {m.path: [name for name in m.parameters if name in trainable] for m in self.info.modules}
+        order = [slot.site.path for slot in slots if slot.site.call == 0 and own.get(slot.site.path)]
+        reached = [any(name in wiring.reached for name in own[path]) for path in order]
+        pairs = zip(order, reached, order[1:], reached[1:], strict=False)
+        cuts = tuple((before, after) for before, first, after, second in pairs if not first and second)
+        if cuts != wiring.cuts:
+            self.info = replace(self.info, wiring=replace(wiring, cuts=cuts))
+
+
+def _without_baseline(loss: object) -> object:
+    return replace(loss, baseline=None, input_shape=None, target_shape=None)  # type: ignore[type-var]
+
+
+def _settings(optimizer: Optimizer) -> dict[str, float]:
+    """The settings of the first parameter group that rules look at."""
+    group = optimizer.param_groups[0] if optimizer.param_groups else {}
+    plain = {k: float(v) for k, v in group.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    betas = group.get("betas")
+    if isinstance(betas, tuple | list) and len(betas) == 2 and all(isinstance(beta, float) for beta in betas):
+        plain.update(beta1=betas[0], beta2=betas[1])
+    rate = group.get("lr")
+    if isinstance(rate, torch.Tensor) and rate.device.type == "cpu":
+        plain["lr"] = float(rate)
+    return {k: v for k, v in plain.items() if k in ("lr", "momentum", "dampening", "beta1", "beta2", "eps", "weight_decay")}

@@ -1,0 +1,130 @@
+"""A sampled step's rows become one frame: tables on the device, sent to the host, and put in order of the sites there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+
+from gradscope.capture.arena import TENSOR_STATISTICS
+from gradscope.capture.arena import Arena
+from gradscope.capture.modules import ModuleProbe
+from gradscope.capture.modules import Slot
+from gradscope.capture.parameters import ParameterProbe
+from gradscope.capture.transfer import Mailbox
+from gradscope.records import HISTOGRAM_BINS
+from gradscope.records import STATISTICS
+from gradscope.records import Array
+from gradscope.records import Frame
+from gradscope.records import Schema
+
+HISTOGRAMS_DENSE = 4  # frames from the start that carry histograms, then one in HISTOGRAMS_EVERY
+HISTOGRAMS_EVERY = 10
+
+# Outside of centre ± half-width a nonlinearity's derivative is under 5 % of its largest: of its output, and of its input.
+_SATURATED_OUTPUT = {"Tanh": (0.0, 0.9747), "Sigmoid": (0.5, 0.4874)}
+_SATURATED_INPUT = {"tanh": (0.0, 2.18), "sigmoid": (0.0, 4.36)}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The rows of one kind on one device: where each stands among the sites, and which were filled."""
+
+    kind: str
+    places: tuple[tuple[int, int], ...]  # (row, site)
+    filled: tuple[bool, ...]  # by row
+
+
+@final
+class FrameMaker:
+    """Turns what the probes hold at the end of a sampled step into a frame, once its numbers have reached the host."""
+
+    def __init__(self, modules: ModuleProbe, mailbox: Mailbox, deliver: Callable[[Frame], None]) -> None:
+        self._modules = modules
+        self._mailbox = mailbox
+        self._deliver = deliver
+        self._made = 0
+        self._schema = Schema()
+        self._types: dict[str, tuple[str, str | None]] = {}  # by module path: class, activation that takes its output
+
+    def learn(self, types: dict[str, tuple[str, str | None]]) -> None:
+        """Which modules can saturate, from their classes and the activations that follow them."""
+        self._types = types
+
+    def make(self, step: int, parameters: ParameterProbe) -> None:
+        """Reduce the step's rows on their devices and send them off. The probes may start on the next step at once."""
+        schema = self._schema = self._current_schema(parameters)
+        with_histograms = self._made < HISTOGRAMS_DENSE or self._made % HISTOGRAMS_EVERY == 0
+        self._made += 1
+        parts: list[_Part] = []
+        tensors: list[torch.Tensor] = []
+        for kind, slots, arenas in self._modules.by_kind():
+            for arena in arenas:
+                places = tuple((held[1], i) for i, held in enumerate(slots) if held is not None and held[0] is arena)
+                parts.append(_Part(kind, places, tuple(arena.filled)))
+                tensors.append(arena.statistics(self._limits(arena) if kind == "activation" else None))
+                if with_histograms:
+                    tensors.append(arena.histograms())
+        parameter_tables = parameters.tables()
+        masks = parameters.masks()
+
+        def arrived(arrays: Sequence[Array]) -> None:
+            columns, histograms = _tables(schema, parts, arrays[: len(tensors)], with_histograms)
+            columns["activation.saturated"] = self._where_possible(schema, columns.get("activation.saturated"))
+            columns.update(parameters.columns(arrays[len(tensors) :], masks))
+            self._deliver(Frame(step, schema, columns, histograms))
+
+        self._mailbox.send([*tensors, *parameter_tables], arrived)
+
+    def _current_schema(self, parameters: ParameterProbe) -> Schema:
+        inputs, modules = self._modules.inputs, self._modules.slots
+        last = self._schema
+        if (len(last.inputs), len(last.modules), last.parameters) == (len(inputs), len(modules), parameters.sites):
+            return last  # one object for all frames of a schema: comparing and hashing it is then free
+        return Schema(tuple(slot.site for slot in inputs), tuple(slot.site for slot in modules), parameters.sites)
+
+    def _limits(self, arena: Arena) -> torch.Tensor:
+        limits = [(0.0, float("inf"))] * len(arena.filled)
+        for slot in self._modules.slots:
+            found = self._saturation(slot)
+            if found is not None and slot.forward is not None and slot.forward[0] is arena:
+                limits[slot.forward[1]] = found
+        return torch.tensor(limits, dtype=torch.float32).T.to(arena.device, non_blocking=True)
+
+    def _saturation(self, slot: Slot) -> tuple[float, float] | None:
+        kind, activation = self._types.get(slot.site.path, ("", None))
+        return _SATURATED_OUTPUT.get(kind) or _SATURATED_INPUT.get(activation or "")
+
+    def _where_possible(self, schema: Schema, values: Array | None) -> Array:
+        can = np.array([self._saturation(slot) is not None for slot in self._modules.slots[: len(schema.modules)]], dtype=bool)
+        nan = np.full(len(schema.modules), np.nan, dtype=np.float32)
+        return nan if values is None else np.where(can, values, nan)
+
+
+def _tables(
+    schema: Schema, parts: Sequence[_Part], arrays: Sequence[Array], with_histograms: bool
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    columns: dict[str, Array] = {}
+    histograms: dict[str, Array] = {}
+    each = 2 if with_histograms else 1
+    for part, table, histogram in zip(parts, arrays[::each], arrays[each - 1 :: each], strict=True):
+        count = len(schema.sites(part.kind))
+        rows, sites = _filled(part)
+        for statistic in STATISTICS[part.kind]:
+            column = columns.setdefault(f"{part.kind}.{statistic}", np.full(count, np.nan, dtype=np.float32))
+            column[sites] = table[TENSOR_STATISTICS.index(statistic)][rows]
+        if with_histograms:
+            shares = histograms.setdefault(part.kind, np.zeros((count, HISTOGRAM_BINS), dtype=np.float32))
+            shares[sites] = histogram[rows]
+    return columns, histograms
+
+
+def _filled(part: _Part) -> tuple[list[int], list[int]]:
+    places = [(row, site) for row, site in part.places if part.filled[row]]
+    return [row for row, _ in places], [site for _, site in places]
+
+

@@ -1,0 +1,132 @@
+"""The contract between model and loss, read from the nodes nearest to the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from gradscope.capture.graph import TRANSPARENT
+from gradscope.capture.graph import Graph
+from gradscope.capture.graph import Node
+from gradscope.records import Broadcast
+from gradscope.records import LossInfo
+
+_NEAR = 200  # nodes from the loss in which loss functions are looked for
+_REDUCTIONS = ("none", "mean", "sum")
+_KINDS = {
+    "NllLoss": "nll", "NllLoss2D": "nll", "MseLoss": "mse", "SmoothL1Loss": "smooth_l1", "HuberLoss": "smooth_l1",
+    "BinaryCrossEntropy": "bce", "BinaryCrossEntropyWithLogits": "bce_with_logits",
+}  # fmt: skip
+_PRODUCERS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid", "Relu": "relu", "Tanh": "tanh"}
+_REGRESSION = ("mse", "l1", "smooth_l1")
+
+
+def read_losses(graph: Graph) -> tuple[LossInfo, ...]:
+    """Every loss function near the root; one of kind "other" where none is recognised."""
+    near = graph.nodes[:_NEAR]
+    found = [_fused(graph, node) for node in near if node.name in _KINDS]
+    found.extend(_written_out(graph, node) for node in near if _squares_or_magnitude(graph, node))
+    if not found and graph.nodes:
+        found.append(LossInfo(kind="other", node=graph.nodes[0].name))
+    return tuple(dict.fromkeys(found))
+
+
+def read_broadcasts(graph: Graph) -> tuple[Broadcast, ...]:
+    """Differences of a prediction and a target whose shapes (N, 1) and (N,) blow each other up to (N, N)."""
+    return tuple(dict.fromkeys(_broadcasts(graph)))
+
+
+def _broadcasts(graph: Graph) -> Iterator[Broadcast]:
+    for node in graph.nodes[:_NEAR]:
+        if node.name in ("Sub", "Rsub") and None in node.inputs:
+            source = next((i for i in node.inputs if i is not None), None)
+        elif node.name == "Expand" and any(graph.nodes[i].name in _KINDS for i in graph.consumers[graph.nodes.index(node)]):
+            source = node.inputs[0]
+        else:
+            continue
+        if source is None or source >= len(graph.nodes):
+            continue
+        operand, result = graph.nodes[source].shape, node.shape
+        if len(result) == 2 and result[0] == result[1] > 1 and operand in ((result[0], 1), (result[0],)):
+            other = (result[0],) if operand == (result[0], 1) else (result[0], 1)
+            yield Broadcast(node=node.name, left=operand, right=other, result=result)
+
+
+def _fused(graph: Graph, node: Node) -> LossInfo:
+    kind = _KINDS[node.name]
+    saved, target = _saved(node, "_saved_self"), _saved(node, "_saved_target")
+    source = graph.behind(node)
+    if kind == "nll" and source is not None and source.name == "LogSoftmax":
+        kind, source = "cross_entropy", graph.behind(source)
+    classes = int(saved.shape[1 if saved.dim() > 1 else 0]) if saved is not None and kind in ("cross_entropy", "nll") else None
+    expanded = node.inputs[0]
+    shape = tuple(saved.shape) if saved is not None else None
+    if expanded is not None and expanded < len(graph.nodes) and graph.nodes[expanded].name == "Expand":
+        inner = graph.nodes[expanded].inputs[0]
+        shape = graph.nodes[inner].shape if inner is not None and inner < len(graph.nodes) else shape
+    code = _saved_number(node, "_saved_reduction")
+    return LossInfo(
+        kind=kind,
+        node=node.name,
+        reduction=_REDUCTIONS[code] if code in (0, 1, 2) else None,
+        input_shape=shape,
+        target_shape=_own_shape(target) if target is not None else None,
+        classes=classes,
+        producer=_PRODUCERS.get(source.name) if source is not None else None,
+        baseline=_baseline(kind, classes, target),
+    )
+
+
+def _squares_or_magnitude(graph: Graph, node: Node) -> bool:
+    """A loss written out by hand: the mean or sum of (prediction - target)² or |prediction - target|."""
+    below = graph.behind(node)
+    if node.name not in ("Mean", "Sum") or below is None or below.name not in ("Pow", "Abs", "Square"):
+        return False
+    difference = graph.behind(below)
+    return difference is not None and difference.name in ("Sub", "Rsub")
+
+
+def _written_out(graph: Graph, node: Node) -> LossInfo:
+    inner = graph.behind(node)
+    difference = graph.behind(inner) if inner is not None else None
+    source = graph.behind(difference, 0) or graph.behind(difference, 1) if difference is not None else None
+    return LossInfo(
+        kind="l1" if inner is not None and inner.name == "Abs" else "mse",
+        node=node.name,
+        reduction=node.name.lower(),
+        input_shape=source.shape if source is not None and source.name not in TRANSPARENT else None,
+        producer=_PRODUCERS.get(source.name) if source is not None else None,
+    )
+
+
+def _baseline(kind: str, classes: int | None, target: torch.Tensor | None) -> float | None:
+    """The loss of the best constant prediction: ln C for C classes, Var(y) for the squared error (on the CPU only)."""
+    if kind == "cross_entropy" and classes:
+        return math.log(classes)
+    if kind == "mse" and target is not None and target.device.type == "cpu" and 1 < target.numel() <= 100_000:
+        return float(target.detach().float().var(correction=0))
+    return None
+
+
+def _own_shape(target: torch.Tensor) -> tuple[int, ...]:
+    """The shape before ``expand``: dimensions of stride 0 were added or blown up by broadcasting."""
+    sizes = [(size, stride) for size, stride in zip(target.shape, target.stride(), strict=True)]
+    while sizes and sizes[0][1] == 0 and sizes[0][0] > 1:
+        sizes.pop(0)
+    return tuple(1 if stride == 0 else size for size, stride in sizes)
+
+
+def _saved(node: Node, name: str) -> torch.Tensor | None:
+    """A tensor the node saved; None where it has none, or where it was changed in place or packed away since."""
+    try:
+        value = getattr(node.handle, name, None)
+    except RuntimeError:
+        return None
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def _saved_number(node: Node, name: str) -> int | None:
+    value = getattr(node.handle, name, None)
+    return value if isinstance(value, int) else None

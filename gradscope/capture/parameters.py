@@ -1,0 +1,257 @@
+"""The parameter probe: exact norms, and samples before and after the optimizer that show the true update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+
+from gradscope.capture.arena import Arena
+from gradscope.capture.arena import block_statistics
+from gradscope.capture.sampling import Block
+from gradscope.capture.sampling import parameter_block
+from gradscope.records import Array
+from gradscope.records import Site
+from gradscope.trends import Mask
+
+_TINY = 1e-38
+
+
+@final
+@dataclass
+class _Tracked:
+    """One parameter, its device's samples and its row there."""
+
+    name: str
+    parameter: torch.nn.Parameter
+    samples: _Samples
+    row: int
+    block: Block
+
+
+@final
+class _Samples:
+    """What is sampled of the parameters on one device. Rows are the same in every arena."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.before = Arena(device)  # weights at the start of the optimizer's step
+        self.after = Arena(device)  # weights at its end
+        self.after_last = Arena(device)  # weights at the end of the last sampled step
+        self.gradient = Arena(device)
+        self.gradient_last = Arena(device)
+        self.carried = Arena(device)  # gradients as this step's first backward found them
+        self.tracked: list[_Tracked] = []
+
+    def arenas(self) -> tuple[Arena, ...]:
+        return (self.before, self.after, self.after_last, self.gradient, self.gradient_last, self.carried)
+
+    def add(self, name: str, parameter: torch.nn.Parameter) -> None:
+        rows = [arena.add_row() for arena in self.arenas()]
+        block = parameter_block(tuple(parameter.shape), parameter.stride(), self.device)
+        self.tracked.append(_Tracked(name, parameter, self, rows[0], block))
+
+    def turn(self) -> None:
+        """Make this step's samples the last step's."""
+        self.after, self.after_last = self.after_last, self.after
+        self.gradient, self.gradient_last = self.gradient_last, self.gradient
+        for arena in (self.before, self.after, self.gradient, self.carried):
+            arena.clear()
+
+    def forget(self) -> None:
+        """Drop the last step's samples: the step after it was not sampled."""
+        self.after_last.clear()
+        self.gradient_last.clear()
+
+
+@final
+class ParameterProbe:
+    """Watches the parameters of a model through the optimizer's steps."""
+
+    def __init__(self, parameters: dict[str, torch.nn.Parameter]) -> None:
+        self._by_device: dict[torch.device, _Samples] = {}
+        for name, parameter in parameters.items():
+            if parameter.is_floating_point() and parameter.numel() and parameter.layout is torch.strided:
+                self._by_device.setdefault(parameter.device, _Samples(parameter.device)).add(name, parameter)
+        self._tracked = [t for samples in self._by_device.values() for t in samples.tracked]
+        self._by_id = {id(t.parameter): t for t in self._tracked}
+        self.sites = tuple(Site(t.name) for t in self._tracked)
+        self._weight_norms: list[torch.Tensor] = []
+        self._gradient_norms: list[torch.Tensor] = []
+        self._with_gradient: list[_Tracked] = []
+
+    def names(self, parameters: Sequence[torch.Tensor]) -> tuple[str, ...]:
+        """Which of these tensors are watched parameters."""
+        return tuple(self._by_id[id(p)].name for p in parameters if id(p) in self._by_id)
+
+    def gradient_norm(self, parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """Exact global norm of the gradients of these parameters, a scalar on the device of the first; None without any."""
+        gradients = [g for p in parameters if (g := _dense_gradient(p)) is not None]
+        if not gradients:
+            return None
+        norms = torch._foreach_norm(gradients, dtype=torch.float32)
+        home = norms[0].device
+        return torch.linalg.vector_norm(torch.stack([n.to(home, non_blocking=True) for n in norms]))
+
+    # -- one sampled step
+
+    def take_carried(self) -> None:
+        """Before the step's first backward: sample gradients that are still there."""
+        for samples in self._by_device.values():
+            samples.carried.clear()
+        for t in self._tracked:
+            gradient = t.parameter.grad
+            if gradient is not None and _fits(gradient, t):
+                t.samples.carried.gather(t.row, gradient.detach(), t.block)
+
+    def take_before(self) -> None:
+        """Before the optimizer's step: sample weights and gradients, and take their exact norms."""
+        for t in self._tracked:
+            t.samples.before.gather(t.row, t.parameter.detach(), t.block)
+        self._weight_norms = list(torch._foreach_norm([t.parameter.detach() for t in self._tracked], dtype=torch.float32)) if self._tracked else []
+        self.take_gradients()
+
+    def take_gradients(self) -> None:
+        """Sample the gradients as they are now; again after a step that worked them out in a closure."""
+        self._with_gradient = [t for t in self._tracked if t.parameter.grad is not None]
+        dense = [g for t in self._with_gradient if (g := _dense_gradient(t.parameter)) is not None]
+        self._gradient_norms = list(torch._foreach_norm(dense, dtype=torch.float32)) if dense else []
+        for t in self._with_gradient:
+            gradient = t.parameter.grad
+            if gradient is not None and _fits(gradient, t):
+                t.samples.gradient.gather(t.row, gradient.detach(), t.block)
+
+    @property
+    def has_gradients(self) -> bool:
+        return bool(self._with_gradient)
+
+    def take_after(self) -> None:
+        """After the optimizer's step: sample the weights again."""
+        for t in self._tracked:
+            t.samples.after.gather(t.row, t.parameter.detach(), t.block)
+
+    def tables(self) -> list[torch.Tensor]:
+        """Everything the step showed as tensors on their devices, for ``columns`` once they are on the host."""
+        tables = [torch.stack(self._weight_norms) if self._weight_norms else torch.zeros(0)]
+        tables.append(torch.stack(self._gradient_norms) if self._gradient_norms else torch.zeros(0))
+        tables.extend(_table(samples) for samples in self._by_device.values())
+        return tables
+
+    def masks(self) -> list[Mask]:
+        """Which rows of each device's table hold what, taken together with ``tables``; then the next step may begin."""
+        with_gradient = {t.name for t in self._with_gradient}
+        masks = [np.array([t.name in with_gradient for t in self._tracked], dtype=bool)]
+        for s in self._by_device.values():
+            arenas = (s.before, s.after, s.after_last, s.gradient, s.gradient_last, s.carried)
+            masks.append(np.array([arena.filled for arena in arenas], dtype=bool))
+        for samples in self._by_device.values():
+            samples.turn()
+        return masks
+
+    def forget(self) -> None:
+        for samples in self._by_device.values():
+            samples.forget()
+
+    def columns(self, tables: Sequence[Array], masks: Sequence[Mask]) -> dict[str, Array]:
+        """The columns of kind weight, weight_gradient and update; float32 [parameters] each."""
+        norms, gradient_norms, *rest = tables
+        with_gradient, *filled = masks
+        gradient_norm = np.full(len(with_gradient), np.nan, dtype=np.float32)
+        gradient_norm[np.flatnonzero(with_gradient)[: len(gradient_norms)]] = gradient_norms
+        everywhere = np.ones(len(norms), dtype=bool)
+        columns = {**_norm_columns("weight", norms, everywhere), **_norm_columns("weight_gradient", gradient_norm, with_gradient)}
+        parts = [_sample_columns(table, mask) for table, mask in zip(rest, filled, strict=True)]
+        for name in parts[0] if parts else ():
+            columns[name] = np.concatenate([part[name] for part in parts])
+        return columns
+
+
+def _norm_columns(kind: str, norms: Array, there: Mask) -> dict[str, Array]:
+    """Exact norms, infinity for one that is not finite and NaN for what is not there."""
+    nan = np.float32(np.nan)
+    nonfinite = (~np.isfinite(norms)).astype(np.float32)
+    return {f"{kind}.norm": np.where(there, _not_nan(norms), nan), f"{kind}.nonfinite": np.where(there, nonfinite, nan)}
+
+
+def _table(s: _Samples) -> torch.Tensor:
+    """Float32 [statistics, parameters of one device], in the order that ``_sample_columns`` names."""
+    if not s.tracked:
+        return torch.zeros(13, 0)
+    pieces = zip(*(arena.chunks() for arena in s.arenas()), strict=True)
+    return torch.cat([_piece(*chunks) for chunks in pieces], dim=1)
+
+
+def _piece(
+    before: torch.Tensor,
+    after: torch.Tensor,
+    after_last: torch.Tensor,
+    gradient: torch.Tensor,
+    gradient_last: torch.Tensor,
+    carried: torch.Tensor,
+) -> torch.Tensor:
+    norm = torch.linalg.vector_norm
+    work = torch.empty_like(before)
+    _, _, weight_spread = block_statistics(before)
+    gradient_absmax, gradient_zero, gradient_spread = block_statistics(gradient)
+    unchanged = torch.eq(after, before, out=work).mean(1)
+    moved = norm(after - before, 2, 1)
+    outside = before - after_last
+    outside_norm = norm(outside, 2, 1)
+    factor = (before * after_last).sum(1) / after_last.square().sum(1).clamp_min_(_TINY)
+    left = norm(before - factor[:, None] * after_last, 2, 1)
+    carried_norm = norm(carried, 2, 1)
+    same = torch.eq(carried, gradient_last, out=work).mean(1)
+    before_norm = norm(before, 2, 1)
+    last_norm = norm(after_last, 2, 1)
+    return torch.stack(
+        [weight_spread, gradient_absmax, gradient_zero, gradient_spread, moved, before_norm, unchanged]
+        + [outside_norm, last_norm, factor, left, carried_norm, same]
+    )
+
+
+def _sample_columns(table: Array, filled: Mask) -> dict[str, Array]:
+    before, after, after_last, gradient, gradient_last, carried = filled
+    (spread, g_absmax, g_zero, g_spread, moved, norm, unchanged, outside, last_norm, factor, left, carried_norm, same) = table
+    nan = np.float32(np.nan)
+    stepped, between = before & after, before & after_last
+    with np.errstate(all="ignore"):
+        ratio = np.where(stepped & (norm > 0), _not_nan(moved / norm), nan)
+        change = np.where(between & (last_norm > 0), _not_nan(outside / last_norm), nan)
+        residual = np.where(between & (outside > 0), _not_nan(left / outside), nan)
+    still_there = (carried_norm > 0) & (same == 1) & carried & gradient_last
+    columns = {
+        "weight.row_spread": np.where(before, spread, nan),
+        "weight_gradient.absmax": np.where(gradient, _not_nan(g_absmax), nan),
+        "weight_gradient.zero": np.where(gradient, g_zero, nan),
+        "weight_gradient.row_spread": np.where(gradient, g_spread, nan),
+        "weight_gradient.carried": np.where(gradient & gradient_last, still_there, nan),
+        "update.ratio": ratio,
+        "update.unchanged": np.where(stepped, unchanged, nan),
+        "update.outside_change": change,
+        "update.outside_factor": np.where(between & (last_norm > 0), factor, nan),
+        "update.outside_residual": residual,
+    }
+    return {name: values.astype(np.float32) for name, values in columns.items()}
+
+
+def _not_nan(values: Array) -> Array:
+    """What was captured and came out as NaN is not finite: it stands as infinity."""
+    return np.where(np.isnan(values), np.float32(np.inf), values)
+
+
+def _dense_gradient(parameter: torch.Tensor) -> torch.Tensor | None:
+    gradient = parameter.grad
+    if gradient is None:
+        return None
+    return gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
+
+
+def _fits(gradient: torch.Tensor, tracked: _Tracked) -> bool:
+    """Whether the parameter's offsets pick the same elements of its gradient."""
+    same_layout = gradient.layout is torch.strided and gradient.stride() == tracked.parameter.stride()
+    return same_layout and gradient.device == tracked.samples.device
+
+

@@ -1,0 +1,83 @@
+"""What part a module plays in a network, from its class; what is known of it before the first step."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from gradscope.records import ModuleInfo
+from gradscope.records import ParameterInfo
+
+_ROLES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
+    ((nn.Linear, nn.Bilinear), "linear"),
+    ((nn.modules.conv._ConvNd,), "conv"),
+    ((nn.Embedding, nn.EmbeddingBag), "embedding"),
+    ((nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm), "norm"),
+    ((nn.MultiheadAttention,), "attention"),
+    ((nn.RNNBase, nn.RNNCellBase), "recurrent"),
+    ((nn.modules.dropout._DropoutNd,), "dropout"),
+)
+
+ACTIVATIONS = {
+    "ReLU": "relu", "ReLU6": "relu6", "LeakyReLU": "leaky_relu", "Tanh": "tanh", "Sigmoid": "sigmoid", "GELU": "gelu",
+    "SiLU": "silu", "ELU": "elu", "SELU": "selu", "Hardtanh": "hardtanh", "Hardsigmoid": "hardsigmoid", "Softmax": "softmax",
+    "LogSoftmax": "log_softmax", "Softplus": "softplus", "PReLU": "prelu", "Mish": "mish", "Hardswish": "hardswish",
+}  # fmt: skip
+
+
+def role_of(module: nn.Module) -> str:
+    """One of linear conv embedding norm activation dropout recurrent attention container other."""
+    for classes, role in _ROLES:
+        if isinstance(module, classes):
+            return role
+    name = type(module).__name__
+    if name.lower().endswith("norm"):
+        return "norm"
+    if type(module).__module__ == nn.modules.activation.__name__ or name in ACTIVATIONS:
+        return "activation"
+    return "container" if next(module.children(), None) is not None else "other"
+
+
+def describe_modules(model: nn.Module) -> tuple[ModuleInfo, ...]:
+    """Every module of the model with its type, its part and its own parameters, in the order of ``named_modules``."""
+    return tuple(
+        ModuleInfo(
+            path=path,
+            type=type(module).__name__,
+            role=role_of(module),
+            parameters=tuple(_join(path, name) for name, _ in module.named_parameters(recurse=False)),
+        )
+        for path, module in model.named_modules()
+    )
+
+
+def describe_parameters(model: nn.Module) -> tuple[ParameterInfo, ...]:
+    """Every parameter once, with the other names that tied ones have. Reads from the device whether it is all zero."""
+    names: dict[int, list[str]] = {}
+    tensors: dict[int, nn.Parameter] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+        tensors[id(parameter)] = parameter
+    zero = _all_zero(list(tensors.values()))
+    return tuple(
+        ParameterInfo(
+            name=names[key][0],
+            module=names[key][0].rpartition(".")[0],
+            shape=tuple(parameter.shape),
+            dtype=str(parameter.dtype).removeprefix("torch."),
+            trainable=parameter.requires_grad,
+            zero_at_start=is_zero,
+            tied=tuple(names[key][1:]),
+        )
+        for (key, parameter), is_zero in zip(tensors.items(), zero, strict=True)
+    )
+
+
+def _all_zero(parameters: list[nn.Parameter]) -> list[bool]:
+    ready = [p for p in parameters if not p.is_meta and p.numel() and not isinstance(p, nn.UninitializedParameter)]
+    found = {id(p): not bool(torch.count_nonzero(p.detach())) for p in ready}
+    return [found.get(id(p), False) for p in parameters]
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

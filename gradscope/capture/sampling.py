@@ -1,0 +1,83 @@
+"""Which elements of a tensor stand for it: a block of 32 units by 32 samples, worked out once per shape and layout."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+UNITS = 32
+SAMPLES = 32
+ELEMENTS = UNITS * SAMPLES
+MOST_BATCH = 8  # elements of the batch at one feature and position, whose variance is the signal
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True)
+class Block:
+    """The sampled elements of one shape and layout, in the order [batch][position][unit]."""
+
+    index: torch.Tensor  # int64 [ELEMENTS], offsets in storage order from the tensor's first element
+    extent: int  # length of the flat view that the offsets lie in
+    batch: int  # how many batch elements share a position: 1, 2, 4 or 8; positions are SAMPLES / batch
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What the dimensions of a tensor mean; None where it has no such dimension."""
+
+    unit: int | None
+    batch: int | None
+
+
+def block(shape: tuple[int, ...], strides: tuple[int, ...], axes: Axes, device: torch.device) -> Block:
+    """The block of a tensor of ``shape`` and ``strides``. Copies the offsets to ``device`` once."""
+    units = _count(shape, axes.unit)
+    batch = _count(shape, axes.batch)
+    together = next(size for size in (MOST_BATCH, 4, 2, 1) if size <= batch)
+    groups = SAMPLES // together
+    rest = [d for d in range(len(shape)) if d not in (axes.unit, axes.batch)]
+    places = math.prod(shape[d] for d in rest)
+
+    unit_offset = spread(units, UNITS) * (strides[axes.unit] if axes.unit is not None else 0)
+    # Each group of samples stands at one position and takes the next few elements of the batch.
+    in_batch = spread(batch, SAMPLES).reshape(groups, together).T
+    batch_offset = in_batch * (strides[axes.batch] if axes.batch is not None else 0)
+    where = np.unravel_index(spread(places, groups), [shape[d] for d in rest] or [1])
+    position_offset = sum((w * strides[d] for w, d in zip(where, rest, strict=False)), start=np.zeros(groups, dtype=np.int64))
+    offsets = (batch_offset + position_offset)[:, :, None] + unit_offset[None, None, :]
+    index = torch.from_numpy(offsets.reshape(-1).astype(np.int64)).to(device)
+    return Block(index, _extent(shape, strides), together)
+
+
+def parameter_block(shape: tuple[int, ...], strides: tuple[int, ...], device: torch.device) -> Block:
+    """The block of a parameter: rows of a matrix are its units, so that equal rows show; vectors are spread over whole."""
+    if len(shape) >= 2:
+        return block(shape, strides, Axes(unit=0, batch=None), device)
+    size, stride = (shape[0], strides[0]) if shape else (1, 1)
+    return Block(torch.from_numpy(spread(size, ELEMENTS) * stride).to(device), _extent(shape, strides), 1)
+
+
+def spread(size: int, count: int) -> npt.NDArray[np.int64]:
+    """``count`` indices below ``size``, all different where there are enough, far from any regular pattern in the data.
+
+    Multiples of the golden ratio fill an interval evenly and share no period with it (Weyl's sequence); the step is made
+    coprime to ``size`` so that none comes twice.
+    """
+    if size <= count:
+        return np.arange(count, dtype=np.int64) % size
+    step = round(size * _GOLDEN)
+    while math.gcd(step, size) != 1:
+        step += 1
+    return (np.arange(count, dtype=np.int64) * step) % size
+
+
+def _count(shape: tuple[int, ...], axis: int | None) -> int:
+    return shape[axis] if axis is not None else 1
+
+
+def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

@@ -1,0 +1,76 @@
+"""The governor: which steps are sampled, so that watching costs no more than its budget."""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+from typing import final
+
+DENSE_STEPS = 12  # sampled from the start: faults of initialisation, wiring and learning rate show here
+DENSE_AGAIN = 6  # sampled in a row when something looks wrong
+ALARMS = 8  # dense stretches of that sort that a run may have
+SHARE_FOR_DEBT = 0.5  # of what the budget yields, until the dense stretches are paid for
+_REMEMBERED = 64
+_FEWEST_TO_COMPARE = 8
+
+
+@final
+class Governor:
+    """Chooses the next sampled step. Spends ``budget`` of the bare step time, or keeps to every ``every``-th step.
+
+    Each step earns ``budget`` times its bare time; what watching takes is paid from it. The dense stretches run into debt,
+    which half of what is earned pays back, while the other half goes on buying samples.
+    """
+
+    def __init__(self, budget: float, every: int | None) -> None:
+        self._budget = budget
+        self._every = every
+        self._credit = 0.0  # seconds earned for samples and not spent
+        self._debt = 0.0  # seconds that the dense stretches took beyond what was earned
+        self._dense_left = DENSE_STEPS
+        self._alarms_left = ALARMS
+        self._sampled: deque[float] = deque(maxlen=_REMEMBERED)
+        self._bare: deque[float] = deque(maxlen=_REMEMBERED)
+        self.sample_cost = 0.0  # seconds that a sampled step takes more than others
+
+    def first(self) -> bool:
+        """Whether step 0 is sampled: always."""
+        return True
+
+    def after(self, step: int, *, seconds: float, own: float, sampled: bool) -> bool:
+        """Account for a finished step and say whether the next one is sampled.
+
+        ``seconds`` is the whole step's, ``own`` what gradscope measured of it for itself.
+        """
+        (self._sampled if sampled else self._bare).append(seconds)
+        cost = max(own, self._difference()) if sampled else own
+        if sampled:
+            self.sample_cost = cost if not self.sample_cost else 0.8 * self.sample_cost + 0.2 * cost
+        if self._every is not None:
+            return (step + 1) % self._every == 0
+        self._pay(cost, self._budget * max(seconds - cost, 0.0))
+        if self._dense_left > 0:
+            self._dense_left -= 1
+            if self._dense_left == 0:
+                self._debt += max(-self._credit, 0.0)
+                self._credit = max(self._credit, 0.0)
+        return self._dense_left > 0 or self._credit >= self.sample_cost
+
+    def alarm(self) -> None:
+        """Something cheap to see went wrong: sample the next few steps whatever they cost, a limited number of times."""
+        if self._alarms_left > 0 and self._dense_left == 0:
+            self._alarms_left -= 1
+            self._dense_left = DENSE_AGAIN
+
+    def _pay(self, cost: float, earned: float) -> None:
+        if self._dense_left == 0 and self._debt > 0:
+            repaid = min(self._debt, SHARE_FOR_DEBT * earned)
+            self._debt -= repaid
+            earned -= repaid
+        self._credit = min(self._credit + earned - cost, max(4 * self.sample_cost, 0.0))
+
+    def _difference(self) -> float:
+        """How much longer sampled steps take than others; 0 while there are too few of either to say."""
+        if min(len(self._sampled), len(self._bare)) < _FEWEST_TO_COMPARE:
+            return 0.0
+        return max(median(self._sampled) - median(self._bare), 0.0)

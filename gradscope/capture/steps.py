@@ -1,0 +1,105 @@
+"""Where the training loop shows itself: one wrapper of ``Tensor.backward`` and torch's global optimizer hooks.
+
+They are there only while a model is watched, and once for all watched models of the process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from typing import Protocol
+from typing import final
+
+import torch
+from torch.optim.optimizer import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+
+class Listener(Protocol):
+    """What a watched model wants to hear of the loop."""
+
+    def before_backward(self, loss: torch.Tensor, *, first: bool) -> None:
+        """A backward pass starts from ``loss``; ``first`` since any optimizer stepped."""
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """An optimizer is about to step."""
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """An optimizer has stepped."""
+
+
+@final
+class Loop:
+    """The process's training loop as its watched models hear it. One instance, in this module."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Listener] = []
+        self._handles: list[RemovableHandle] = []
+        self._backward: Any = None
+        self._stepping: list[int] = []  # optimizers within whose step we are, outermost first
+        self._stepped = True  # since the last backward
+
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        return tuple(self._listeners)
+
+    def join(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+        if len(self._listeners) == 1:
+            self._listen()
+
+    def leave(self, listener: Listener) -> None:
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+            if not self._listeners:
+                self._stop()
+
+    def _listen(self) -> None:
+        self._handles = [
+            register_optimizer_step_pre_hook(self._before_step),
+            register_optimizer_step_post_hook(self._after_step),
+        ]
+        original = torch.Tensor.backward
+        loop = self
+
+        def backward(self: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+            loop.before_backward(self)
+            return original(self, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+        backward.__doc__ = original.__doc__
+        backward.__wrapped__ = original  # type: ignore[attr-defined]
+        self._backward = (original, backward)
+        torch.Tensor.backward = backward  # type: ignore[method-assign]
+
+    def _stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        original, ours = self._backward
+        if torch.Tensor.backward is ours:  # somebody may have wrapped ours since: then theirs stays, and calls ours
+            torch.Tensor.backward = original  # type: ignore[method-assign]
+
+    def before_backward(self, loss: torch.Tensor) -> None:
+        first, self._stepped = self._stepped, False
+        for listener in self.listeners:
+            listener.before_backward(loss, first=first)
+
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if id(optimizer) in self._stepping:  # its last step raised and never came back
+            del self._stepping[self._stepping.index(id(optimizer)) :]
+        self._stepping.append(id(optimizer))
+        if len(self._stepping) == 1:
+            for listener in self.listeners:
+                listener.before_step(optimizer)
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if id(optimizer) in self._stepping:
+            del self._stepping[self._stepping.index(id(optimizer)) :]
+        if not self._stepping:
+            self._stepped = True
+            for listener in self.listeners:
+                listener.after_step(optimizer)
+
+
+LOOP = Loop()

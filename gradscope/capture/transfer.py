@@ -1,0 +1,84 @@
+"""Bringing small tensors to the host without waiting for their device."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Arrays = list[npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class _Letter:
+    host: tuple[torch.Tensor, ...]  # flat float32, one per device
+    arrived: tuple[torch.Event, ...]
+    unpack: Callable[[Sequence[torch.Tensor]], Arrays]
+    deliver: Callable[[Arrays], None]
+
+
+@final
+class Mailbox:
+    """Sends tensors to the host and hands them over, in order, once they are there. Never blocks but in ``drain``."""
+
+    def __init__(self) -> None:
+        self._letters: deque[_Letter] = deque()
+
+    def send(self, tensors: Sequence[torch.Tensor], deliver: Callable[[Arrays], None]) -> None:
+        """Copy float tensors to the host, one copy per device, and call ``deliver`` with them as float32 arrays.
+
+        On the CPU the call comes at once; for an accelerator it comes from a later ``poll``.
+        """
+        if all(tensor.device.type == "cpu" for tensor in tensors) and not self._letters:
+            deliver([tensor.detach().to(torch.float32).numpy() for tensor in tensors])
+            return
+        devices = list(dict.fromkeys(tensor.device for tensor in tensors))
+        groups = {device: [i for i, tensor in enumerate(tensors) if tensor.device == device] for device in devices}
+        shapes = [tensor.shape for tensor in tensors]
+        packed = [torch.cat([tensors[i].detach().reshape(-1).float() for i in groups[device]]) for device in devices]
+        host = tuple(_to_host(flat) for flat in packed)
+        arrived = tuple(_mark(device) for device in devices if device.type != "cpu")
+
+        def unpack(flats: Sequence[torch.Tensor]) -> Arrays:
+            arrays: dict[int, npt.NDArray[np.float32]] = {}
+            for device, flat in zip(devices, flats, strict=True):
+                parts = torch.split(flat, [shapes[i].numel() for i in groups[device]])
+                arrays.update({i: part.reshape(shapes[i]).numpy() for i, part in zip(groups[device], parts, strict=True)})
+            return [arrays[i] for i in range(len(shapes))]
+
+        self._letters.append(_Letter(host, arrived, unpack, deliver))
+
+    def poll(self) -> None:
+        """Hand over what has arrived."""
+        while self._letters and all(event.query() for event in self._letters[0].arrived):
+            self._hand_over(self._letters.popleft())
+
+    def drain(self) -> None:
+        """Wait for everything that is on its way and hand it over."""
+        while self._letters:
+            letter = self._letters.popleft()
+            for event in letter.arrived:
+                event.synchronize()
+            self._hand_over(letter)
+
+    def _hand_over(self, letter: _Letter) -> None:
+        letter.deliver(letter.unpack(letter.host))
+
+
+def _to_host(flat: torch.Tensor) -> torch.Tensor:
+    if flat.device.type == "cpu":
+        return flat
+    host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)  # pageable memory would make the copy wait
+    return host.copy_(flat, non_blocking=True)
+
+
+def _mark(device: torch.device) -> torch.Event:
+    event = torch.Event(device)
+    event.record(torch.accelerator.current_stream(device) if device.type != "cpu" else None)
+    return event

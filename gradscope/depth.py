@@ -1,0 +1,169 @@
+"""Scale against depth and the size of steps: what the rules about initialisation, gradient flow and step size share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+
+from gradscope.records import Remedy
+from gradscope.timeline import Timeline
+from gradscope.trends import theil_sen
+
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
+
+LEAST_BLOCKS = 6  # residual blocks from which a slope over depth says something
+
+
+def begins_at_zero(timeline: Timeline) -> bool:
+    """Whether the first sampled step is step 0, where weights and activations are as they were initialised."""
+    return len(timeline.frames) > 0 and timeline.frames[0].step == 0
+
+
+def is_residual(timeline: Timeline) -> bool:
+    """Whether branches that both come out of the model are added somewhere."""
+    return timeline.info.wiring is not None and timeline.info.wiring.residual_additions > 0
+
+
+def has_norm(timeline: Timeline) -> bool:
+    """Whether the model normalises anywhere, by a module or a function."""
+    wiring = timeline.info.wiring
+    return (wiring is not None and wiring.norms > 0) or any(module.role == "norm" for module in timeline.info.modules)
+
+
+def init_ratios(timeline: Timeline) -> dict[str, float]:
+    """rho of the matrix layers at step 0, by path: without the last one, those at zero and those that a normalisation follows.
+
+    rho = fan_in * Var(W) / gain^2 (He et al., 2015, section 2.2): 1 keeps the scale from layer to layer.
+    """
+    if not begins_at_zero(timeline):
+        return {}
+    norms = timeline.column("weight.norm")[0]
+    return {
+        layer.module.path: layer.weight.fan_in * norm**2 / layer.weight.size / layer.gain_squared
+        for layer in timeline.layers[:-1]
+        if not layer.module.norm_follows and 0 < (norm := float(norms[layer.parameter])) < 1e150
+    }
+
+
+def depth_sites(timeline: Timeline) -> Indices:
+    """The module sites over which scale is compared with depth: residual blocks, or all matrix layers but the last.
+
+    Empty where neither forms a line: a residual net without six blocks of one class. Layers that start at zero don't count.
+    """
+    if not is_residual(timeline):
+        return np.array([layer.site for layer in timeline.layers[:-1] if not layer.weight.zero_at_start], dtype=np.intp)
+    return np.array(timeline.blocks if len(timeline.blocks) >= LEAST_BLOCKS else (), dtype=np.intp)
+
+
+@final
+@dataclass(frozen=True)
+class InitGrowth:
+    """How the signal changes over depth at step 0."""
+
+    rhos: dict[str, float]  # of the layers whose initial weights count
+    slope: float  # decades from one layer or block to the next
+    count: int  # layers or blocks compared
+    unit: str  # "layers" or "blocks"
+
+    @property
+    def rho(self) -> float:
+        """The median layer's."""
+        return float(np.median(list(self.rhos.values())))
+
+    @property
+    def total(self) -> float:
+        """Decades over all layers."""
+        return self.slope * (self.count - 1)
+
+
+def init_growth(timeline: Timeline) -> InitGrowth | None:
+    """The initial weights and what they do to the signal over depth; None where there is nothing to compare.
+
+    Where the batch is of one sample the signal is not known: then half log10 rho stands for its slope (He et al., 2015).
+    """
+    rhos = init_ratios(timeline)
+    if not rhos:
+        return None
+    residual = is_residual(timeline)
+    sites = depth_sites(timeline) if residual else [layer.site for layer in timeline.layers if layer.module.path in rhos]
+    if len(sites) < 2:
+        return None
+    signal = decades(timeline.column("activation.signal")[0][sites])
+    slope = theil_sen(signal)
+    if np.isnan(signal).all() and not residual:
+        slope = 0.5 * math.log10(float(np.median(list(rhos.values()))))
+    return InitGrowth(rhos, slope, len(sites), "blocks" if residual else "layers")
+
+
+def init_remedy(growth: InitGrowth) -> Remedy:
+    """Rescale each layer's initial weights by 1 / sqrt(rho)."""
+    factors = {path: 1 / math.sqrt(rho) for path, rho in growth.rhos.items()}
+    middle = float(np.median(list(factors.values())))
+    lines = "\n".join(f"    {path!r}: {factor:.4g}," for path, factor in factors.items())
+    return Remedy(
+        f"Multiply each layer's initial weights by 1/sqrt(rho), {middle:.3g} in the median layer, or initialise them with "
+        "nn.init.kaiming_normal_ and the nonlinearity that follows.",
+        f"factors = {{  # 1 / sqrt(rho)\n{lines}\n}}\nwith torch.no_grad():  # directly after the model is made\n"
+        "    for name, factor in factors.items():\n        model.get_submodule(name).weight.mul_(factor)",
+    )
+
+
+def decades(values: npt.NDArray[np.floating]) -> Floats:
+    """log10, NaN where a value is zero, negative or not finite."""
+    table = np.asarray(values, dtype=np.float64)
+    return np.log10(table, out=np.full(table.shape, np.nan), where=np.isfinite(table) & (table > 0))
+
+
+def slopes(table: Floats) -> Floats:
+    """Robust slope of each row against the column index: the median over the pairs (i, i + n/2), NaN-safe.
+
+    Source: H. Theil, 1950, the incomplete method. All rows at once, where all pairs of each would be too slow.
+    """
+    half = (table.shape[1] + 1) // 2
+    if table.shape[1] < 2:
+        return np.full(len(table), np.nan)
+    return row_medians((table[:, half:] - table[:, :-half]) / half)
+
+
+def row_medians(table: npt.NDArray[np.floating]) -> Floats:
+    """Median of the entries of each row that are not NaN; NaN where there is none. Infinity counts."""
+    if not table.size:
+        return np.full(len(table), np.nan)
+    ordered = np.sort(np.asarray(table, dtype=np.float64), axis=1)  # NaN goes last
+    count = np.count_nonzero(~np.isnan(ordered), axis=1)
+    rows = np.arange(len(ordered))
+    low = ordered[rows, np.maximum(count - 1, 0) // 2]
+    high = ordered[rows, np.minimum(count // 2, ordered.shape[1] - 1)]
+    middle = np.add(low, high, out=2 * low, where=np.isfinite(low) & np.isfinite(high)) / 2  # an infinite half stands alone
+    return np.where(count > 0, middle, np.nan)
+
+
+def step_sizes(timeline: Timeline) -> Floats:
+    """Median update ratio over the trained matrices, for each sampled step."""
+    return row_medians(timeline.update_ratios)
+
+
+def last_site(timeline: Timeline) -> int:
+    """Index of the module site of the last matrix layer: what stands there or after is the model's output."""
+    return timeline.layers[-1].site if timeline.layers else len(timeline.schema.modules)
+
+
+def largest(values: npt.NDArray[np.floating], names: list[str], *, most: int = 3) -> tuple[str, ...]:
+    """Names of the largest values, largest first; NaN and zero have none."""
+    order = np.argsort(-np.nan_to_num(values, nan=-1.0, posinf=np.inf), kind="stable")
+    return tuple(dict.fromkeys(names[i] for i in order[:most] if values[i] > 0))
+
+
+def plain(value: float) -> float | None:
+    """A number for evidence: six significant digits, None where it is not finite."""
+    return float(f"{float(value):.6g}") if math.isfinite(value) else None
+
+
+def one_digit(value: float) -> float:
+    """Rounded to one significant digit, as a learning rate is written."""
+    return float(f"{value:.0e}")

@@ -1,0 +1,69 @@
+"""What was captured is on disk when the process ends: at exit, after an exception, and on SIGTERM."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+from typing import final
+
+
+class Closable(Protocol):
+    def close(self) -> None:
+        """Write what is left and stop."""
+
+    def flush(self) -> None:
+        """Write what is left."""
+
+
+@final
+class Exits:
+    """The scopes that are open in this process. One instance, in this module."""
+
+    def __init__(self) -> None:
+        self._open: dict[Closable, Path] = {}
+        self._process = os.getpid()
+
+    def directories(self) -> frozenset[Path]:
+        """Where the open scopes write."""
+        return frozenset(self._open.values())
+
+    def register(self, scope: Closable, directory: Path) -> None:
+        if not self._open:
+            self._process = os.getpid()
+            atexit.register(self._close_all)
+            self._handle_termination()
+        self._open[scope] = directory
+
+    def unregister(self, scope: Closable) -> None:
+        if self._open.pop(scope, None) is not None and not self._open:
+            atexit.unregister(self._close_all)
+            self._leave_termination()
+
+    def _close_all(self) -> None:
+        if os.getpid() == self._process:
+            for scope in list(self._open):
+                scope.close()
+
+    def _handle_termination(self) -> None:
+        """Only where nobody else has: a handler of the user's own stays, and ends in ``atexit`` or not as it likes."""
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._on_termination)
+
+    def _leave_termination(self) -> None:
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == self._on_termination:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _on_termination(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() == self._process:
+            for scope in list(self._open):
+                scope.flush()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)  # end as the sender of the signal expects, by the signal
+
+
+EXITS = Exits()

@@ -1,0 +1,1 @@
+"""What a run leaves on disk: event files that TensorBoard reads too, written and read back."""

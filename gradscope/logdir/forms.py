@@ -1,0 +1,146 @@
+"""Reads frames of a known form without parsing them: all frames of one schema differ only in their numbers.
+
+A form is learnt from a frame that was parsed. It holds the bytes between the numbers; where those of another record are the
+same, its numbers stand in the same places. Where they are not, the record is parsed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from itertools import accumulate
+from itertools import pairwise
+from typing import final
+
+import numpy as np
+
+from gradscope.logdir.tags import HISTOGRAMS
+from gradscope.logdir.tags import META
+from gradscope.logdir.tags import PULSE
+from gradscope.logdir.tags import SCHEMA
+from gradscope.logdir.tags import STATS
+from gradscope.records import Array
+
+_OWN = tuple(tag.encode() for tag in (STATS, HISTOGRAMS, PULSE, META, SCHEMA))
+
+# Field numbers and wire types of event.proto, summary.proto and tensor.proto.
+_WALL_TIME_KEY = 0x09
+_STEP_KEY = 0x10
+_SUMMARY_KEY = 0x2A
+_VALUE = _TAG = 1
+_TENSOR = 8
+_CONTENT = 4
+_LENGTH_DELIMITED = 2
+_FIXED_SIZES = {1: 8, 5: 4}
+
+
+@final
+class FrameForm:
+    """Where the vectors of one schema's frames stand in a record."""
+
+    def __init__(self, body: bytes, vectors: list[tuple[str, int, int]], end: int) -> None:
+        """``vectors``: tag, first byte and byte after the last in ``body``, in their order; ``end``: of the last's value."""
+        self.digest = vectors[0][0].split("/")[2]
+        self._names = [tag.split("/", 3)[3] for tag, _, _ in vectors]
+        edges = [0, *(edge for _, first, stop in vectors for edge in (first, stop)), end]
+        lengths = [right - left for left, right in pairwise(edges)]
+        self._pieces = struct.Struct("<" + "".join(f"{length}s" for length in lengths))
+        self._between = self._pieces.unpack_from(body)[0::2]
+        ends = [0, *accumulate(length // 4 for length in lengths[1::2])]
+        self._slices = [slice(left, right) for left, right in pairwise(ends)]
+
+    def read(self, payload: bytes) -> tuple[int, dict[str, Array]] | None:
+        """Step and columns of a frame of this form, or None where ``payload`` is anything else."""
+        head = _head(payload)
+        if head is None or len(payload) - head[1] < self._pieces.size:
+            return None
+        step, start = head
+        pieces = self._pieces.unpack_from(payload, start)
+        if pieces[0::2] != self._between:
+            return None
+        end = start + self._pieces.size
+        if any(payload.find(tag, end) >= 0 for tag in _OWN):
+            return None
+        numbers = np.frombuffer(b"".join(pieces[1::2]), dtype="<f4")
+        return step, {name: numbers[place] for name, place in zip(self._names, self._slices, strict=True)}
+
+
+def learn(payload: bytes) -> FrameForm | None:
+    """The form of a frame that has been parsed and found sound; None where its vectors do not come first, one schema's."""
+    head = _head(payload)
+    if head is None:
+        return None
+    body = payload[head[1] :]
+    vectors: list[tuple[str, int, int]] = []
+    end = 0
+    try:
+        for tag, first, stop, value_end in _values(body):
+            if not tag.startswith(STATS.encode()):
+                break
+            vectors.append((tag.decode(), first, stop))
+            end = value_end
+    except ValueError:
+        return None
+    digests = {tag.split("/")[2] for tag, _, _ in vectors}
+    return FrameForm(body, vectors, end) if len(digests) == 1 and all(tag.count("/") == 3 for tag, _, _ in vectors) else None
+
+
+def _head(payload: bytes) -> tuple[int, int] | None:
+    """Step, and where the summary begins that fills the rest of the event."""
+    if len(payload) < 12 or payload[0] != _WALL_TIME_KEY:
+        return None
+    try:
+        at, step = 9, 0
+        if payload[at] == _STEP_KEY:
+            step, at = _varint(payload, at + 1)
+        if payload[at] != _SUMMARY_KEY:
+            return None
+        length, at = _varint(payload, at + 1)
+    except (ValueError, IndexError):
+        return None
+    return (step, at) if length == len(payload) - at and step < 2**63 else None
+
+
+def _values(body: bytes) -> Iterator[tuple[bytes, int, int, int]]:
+    """Tag, range of the tensor's content and end of each value of a summary. Raises ValueError where it is no summary."""
+    for number, start, stop in _fields(body, 0, len(body)):
+        if number != _VALUE:
+            raise ValueError
+        parts = {part: (first, last) for part, first, last in _fields(body, start, stop)}
+        tag = parts.get(_TAG, (0, 0))
+        tensor = parts.get(_TENSOR, (0, 0))
+        content = {part: (first, last) for part, first, last in _fields(body, *tensor)}.get(_CONTENT, (stop, stop))
+        yield body[slice(*tag)], *content, stop
+
+
+def _fields(data: bytes, at: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Number and range of each field of a message."""
+    while at < stop:
+        key, at = _varint(data, at)
+        wire = key & 7
+        if wire == 0:
+            first, (_, at) = at, _varint(data, at)
+        elif wire == _LENGTH_DELIMITED:
+            length, first = _varint(data, at)
+            at = first + length
+        elif wire in _FIXED_SIZES:
+            first, at = at, at + _FIXED_SIZES[wire]
+        else:
+            raise ValueError
+        if at > stop:
+            raise ValueError
+        yield key >> 3, first, at
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number that begins at ``at``, and where the next thing begins."""
+    number = 0
+    for shift in range(0, 70, 7):
+        if at >= len(data):
+            raise ValueError
+        byte = data[at]
+        at += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, at
+    raise ValueError

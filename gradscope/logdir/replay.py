@@ -1,0 +1,217 @@
+"""Gathers what the records of a run's event files say: frames, pulses and facts; of other tools' files, their scalars."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from dataclasses import field
+from typing import Any
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+
+from gradscope.logdir.codec import CodecError
+from gradscope.logdir.codec import loads
+from gradscope.logdir.errors import LogdirError
+from gradscope.logdir.foreign import field_of
+from gradscope.logdir.forms import FrameForm
+from gradscope.logdir.forms import learn
+from gradscope.logdir.tags import HISTOGRAMS
+from gradscope.logdir.tags import META
+from gradscope.logdir.tags import PLUGIN
+from gradscope.logdir.tags import PULSE
+from gradscope.logdir.tags import SCHEMA
+from gradscope.logdir.tags import STATS
+from gradscope.logdir.tags import VERSION
+from gradscope.logdir.values import array_of
+from gradscope.logdir.values import scalar_of
+from gradscope.logdir.values import text_of
+from gradscope.records import HISTOGRAM_BINS
+from gradscope.records import PULSE_FIELDS
+from gradscope.records import STATISTICS
+from gradscope.records import Array
+from gradscope.records import RunInfo
+from gradscope.records import Schema
+
+FORMS_KEPT = 8
+OTHER_TAGS_KEPT = 20
+
+
+@dataclass
+class StoredFrame:
+    """A frame whose schema is known by its digest only."""
+
+    step: int
+    digest: str
+    columns: dict[str, Array] = field(default_factory=dict)
+    histograms: dict[str, Array] = field(default_factory=dict)
+
+
+@dataclass
+class FileContent:
+    """What one event file holds."""
+
+    frames: list[StoredFrame] = field(default_factory=list)
+    pulses: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    pulse_fields: tuple[str, ...] = PULSE_FIELDS
+    scalars: dict[str, dict[int, float]] = field(default_factory=dict)
+
+
+@final
+class Replay:
+    """Takes the records of a run in the order in which they were written. Raises LogdirError at one of a newer version."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, FileContent] = {}
+        self.schemas: dict[str, Schema] = {}
+        self.info: RunInfo | None = None
+        self.own = False  # whether any record was gradscope's
+        self.other_tags: dict[str, None] = {}  # some scalars of other tools that were not recognised
+        self.faults: Counter[str] = Counter()  # what was wrong with records whose checksum held
+        self._forms: list[FrameForm] = []
+        self._recognised: dict[str, str | None] = {}
+
+    @property
+    def usable(self) -> bool:
+        """Whether anything has come so far that a report can go by."""
+        return self.own or any(content.scalars for content in self.files.values())
+
+    def take(self, name: str, payload: bytes) -> None:
+        """One record of the file ``name``."""
+        content = self.files.setdefault(name, FileContent())
+        for form in self._forms:
+            known = form.read(payload)
+            if known is not None:
+                content.frames.append(StoredFrame(known[0], form.digest, known[1]))
+                return
+        try:
+            event = Event.FromString(payload)
+        except DecodeError:
+            self.faults["a record that is no event"] += 1
+            return
+        self._take_event(content, event, payload)
+
+    def _take_event(self, content: FileContent, event: Event, payload: bytes) -> None:
+        frames: dict[str, StoredFrame] = {}
+        learnable = True
+        for value in event.summary.value:
+            if value.metadata.plugin_data.plugin_name == PLUGIN:
+                _check_version(value.metadata.plugin_data.content)
+                learnable = False
+            if value.tag.startswith((STATS, HISTOGRAMS)):
+                learnable &= self._take_column(frames, event.step, value)
+            elif value.tag == PULSE:
+                self._take_pulses(content, value)
+            elif value.tag == META:
+                self._take_info(value)
+            elif value.tag.startswith(SCHEMA):
+                self._take_schema(value)
+            elif not value.tag.startswith("gradscope"):
+                self._take_scalar(content, event.step, value)
+        content.frames.extend(frames.values())
+        self.own |= bool(frames)
+        if frames and learnable and len(self._forms) < FORMS_KEPT and (form := learn(payload)) is not None:
+            self._forms.append(form)
+
+    def _take_column(self, frames: dict[str, StoredFrame], step: int, value: Summary.Value) -> bool:
+        """Put one column into its frame; whether it was a sound vector."""
+        parts = value.tag.split("/")
+        array = array_of(value.tensor)
+        kind = parts[-1].partition(".")[0]
+        if len(parts) != 4 or array is None or kind not in STATISTICS or step < 0:
+            self.faults["a column that is not what its tag says"] += 1
+            return False
+        frame = frames.setdefault(parts[2], StoredFrame(step, parts[2]))
+        if value.tag.startswith(STATS) and array.ndim == 1 and array.dtype == np.dtype("<f4"):
+            frame.columns[parts[3]] = array
+            return True
+        if value.tag.startswith(HISTOGRAMS) and array.ndim == 2 and array.shape[1] == HISTOGRAM_BINS:
+            frame.histograms[parts[3]] = array.astype(np.float32)
+        else:
+            self.faults["a column that is not what its tag says"] += 1
+        return False
+
+    def _take_pulses(self, content: FileContent, value: Summary.Value) -> None:
+        self.own = True
+        if value.metadata.plugin_data.plugin_name == PLUGIN:
+            content.pulse_fields = _pulse_fields(value.metadata.plugin_data.content)
+        rows = array_of(value.tensor)
+        if rows is None or rows.ndim != 2 or rows.shape[1] != len(content.pulse_fields) or rows.dtype != np.dtype("<f8"):
+            self.faults["pulses that are not what their tag says"] += 1
+            return
+        rows = _arranged(rows, content.pulse_fields)
+        sound = (rows[:, 0] >= 0) & (rows[:, 0] < 2**53)
+        if not sound.all():
+            self.faults["a pulse without a step"] += int((~sound).sum())
+        content.pulses.append(rows[sound])
+
+    def _take_info(self, value: Summary.Value) -> None:
+        self.own = True
+        try:
+            self.info = loads(RunInfo, text_of(value.tensor) or b"")
+        except CodecError:
+            self.faults["a description of the run that is no JSON of one"] += 1
+
+    def _take_schema(self, value: Summary.Value) -> None:
+        self.own = True
+        digest = value.tag[len(SCHEMA) :]
+        if digest in self.schemas:
+            return
+        try:
+            self.schemas[digest] = loads(Schema, text_of(value.tensor) or b"")
+        except CodecError:
+            self.faults["a list of sites that is no JSON of one"] += 1
+
+    def _take_scalar(self, content: FileContent, step: int, value: Summary.Value) -> None:
+        if value.tag not in self._recognised:
+            self._recognised[value.tag] = field_of(value.tag)
+        known = self._recognised[value.tag] is not None
+        if not known and len(self.other_tags) >= OTHER_TAGS_KEPT:
+            return
+        number = scalar_of(value)
+        if number is None:
+            return
+        if known:
+            content.scalars.setdefault(value.tag, {})[step] = number
+        else:
+            self.other_tags[value.tag] = None
+
+
+def _facts(content: bytes) -> dict[str, Any]:
+    try:
+        facts = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _check_version(content: bytes) -> None:
+    version = _facts(content).get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise LogdirError(
+            f"the records are of format {version}, written by a newer gradscope, and this one reads formats up to {VERSION}: "
+            "update gradscope."
+        )
+
+
+def _pulse_fields(content: bytes) -> tuple[str, ...]:
+    fields = _facts(content).get("fields")
+    if not isinstance(fields, list) or "step" not in fields:
+        return PULSE_FIELDS
+    return tuple(str(name) for name in fields)
+
+
+def _arranged(rows: npt.NDArray[np.float64], fields: tuple[str, ...]) -> npt.NDArray[np.float64]:
+    """The columns as PULSE_FIELDS has them; NaN where the record lacks one."""
+    if fields == PULSE_FIELDS:
+        return rows
+    arranged = np.full((len(rows), len(PULSE_FIELDS)), np.nan)
+    for place, name in enumerate(fields):
+        if name in PULSE_FIELDS:
+            arranged[:, PULSE_FIELDS.index(name)] = rows[:, place]
+    return arranged

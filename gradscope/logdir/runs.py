@@ -1,0 +1,226 @@
+"""Finds the runs below a log directory and reads them back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from gradscope.logdir.errors import LogdirError
+from gradscope.logdir.events import SUFFIX
+from gradscope.logdir.foreign import choose
+from gradscope.logdir.foreign import pulses_of
+from gradscope.logdir.reader import EventDirectory
+from gradscope.logdir.replay import FileContent
+from gradscope.logdir.replay import Replay
+from gradscope.logdir.replay import StoredFrame
+from gradscope.records import PULSE_FIELDS
+from gradscope.records import Array
+from gradscope.records import Frame
+from gradscope.records import RunInfo
+from gradscope.records import Schema
+
+__all__ = ["LogdirError", "RecordedRun", "RunDirectory", "find_runs", "read_run"]
+
+SUBRUN = "gradscope"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A directory whose event files make up one run."""
+
+    name: str  # relative to the log directory, "." for the directory itself
+    path: Path
+    foreign: bool = False  # written by other tools; whether anything in it can be used shows when it is read
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """A run as it was recorded."""
+
+    name: str
+    info: RunInfo
+    frames: tuple[Frame, ...]  # in the order of their steps
+    pulses: npt.NDArray[np.float64]  # [steps, len(PULSE_FIELDS)], in the order of their steps
+    damage: tuple[str, ...]  # what could not be read, a sentence each
+
+
+def find_runs(logdir: Path) -> tuple[RunDirectory, ...]:
+    """Every run in ``logdir`` and below, by name; at least one. Raises LogdirError."""
+    _check_directory(logdir)
+    denied: list[Path] = []
+    found = list(_event_directories(logdir, denied))
+    own = [path for path, is_own in found if is_own]
+    bases = {_base(path) for path in own}
+    foreign = [path for path, is_own in found if not is_own and bases.isdisjoint((path, *path.parents))]
+    if not own and not foreign:
+        if denied:
+            raise LogdirError(f"{denied[0]} cannot be read (permission denied): give this user the right to read it.")
+        raise LogdirError(
+            f"{logdir} holds no event files, nor does any directory below it: "
+            "expected the log directory of a run that gradscope.attach() watched."
+        )
+    if own or len(foreign) > 1:
+        # A directory of hyperparameters or images is nobody's run; alone, reading it says what it holds.
+        foreign = [path for path in foreign if _is_recognised(path)] or foreign[: not own]
+    runs = [RunDirectory(_run_name(logdir, path), path) for path in own]
+    runs += [RunDirectory(path.relative_to(logdir).as_posix(), path, foreign=True) for path in foreign]
+    return tuple(sorted(_distinct(logdir, runs), key=lambda run: run.name))
+
+
+def read_run(run: RunDirectory) -> RecordedRun:
+    """All that is recorded of ``run``, also while it is still being written. Raises LogdirError."""
+    directory = EventDirectory(run.path)
+    replay = Replay()
+    try:
+        for name, payload in directory.records():
+            replay.take(name, payload)
+    except OSError as error:
+        raise LogdirError(f"{run.path} cannot be read: {(error.strerror or str(error)).lower()}.") from None
+    except LogdirError as error:
+        raise LogdirError(f"{run.path}: {error}") from None
+    if run.foreign and not replay.own:
+        return _foreign_run(run, replay, directory.damage)
+    frames = tuple(_frames(replay))
+    info = replay.info
+    if info is None:
+        replay.faults["no description of the run"] += 1
+        info = RunInfo(name=run.name, model="unknown")
+    return RecordedRun(run.name, info, frames, _pulses(replay.files.values()), _damage(directory.damage, replay))
+
+
+def _check_directory(logdir: Path) -> None:
+    try:
+        if logdir.is_dir():
+            return
+        exists = logdir.exists()
+    except OSError as error:
+        raise LogdirError(f"{logdir} cannot be read: {(error.strerror or str(error)).lower()}.") from None
+    except ValueError:
+        raise LogdirError(f"{str(logdir)!r} is not a path: expected a log directory.") from None
+    if exists:
+        raise LogdirError(f"{logdir} is a file: expected the log directory that holds it.")
+    raise LogdirError(f"{logdir} does not exist: expected a log directory, as given to attach() or to tensorboard --logdir.")
+
+
+def _event_directories(logdir: Path, denied: list[Path]) -> Iterator[tuple[Path, bool]]:
+    """Each directory with event files, and whether any of them is gradscope's; links are followed, loops are not."""
+    seen: set[tuple[int, int]] = set()
+    for top, directories, names in os.walk(logdir, followlinks=True, onerror=lambda e: denied.append(Path(e.filename))):
+        status = os.stat(top)
+        if (status.st_dev, status.st_ino) in seen:
+            directories.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        directories.sort()
+        events = [name for name in names if "tfevents" in name]
+        if events:
+            yield Path(top), any(name.endswith(SUFFIX) for name in events)
+
+
+def _base(path: Path) -> Path:
+    """The log directory that the scope was given which wrote to ``path``."""
+    if path.name == SUBRUN:
+        return path.parent
+    return path.parent.parent if path.parent.name == SUBRUN else path
+
+
+def _is_recognised(path: Path) -> bool:
+    """Whether another tool's directory holds anything that can be used."""
+    replay = Replay()
+    try:
+        for name, payload in EventDirectory(path).records():
+            replay.take(name, payload)
+            if replay.usable:
+                return True
+    except (OSError, LogdirError):
+        return True  # reading it will say why it cannot be read
+    return False
+
+
+def _run_name(logdir: Path, path: Path) -> str:
+    parts = list(path.relative_to(logdir).parts)
+    if parts[-1:] == [SUBRUN]:
+        del parts[-1]
+    elif parts[-2:-1] == [SUBRUN]:
+        del parts[-2]
+    return "/".join(parts) or "."
+
+
+def _distinct(logdir: Path, runs: list[RunDirectory]) -> Iterator[RunDirectory]:
+    """``x/gradscope`` and ``gradscope/x`` would both be called x: then the second goes by its whole path."""
+    taken: set[str] = set()
+    for run in runs:
+        name = run.name if run.name not in taken else run.path.relative_to(logdir).as_posix()
+        taken.add(name)
+        yield RunDirectory(name, run.path, run.foreign)
+
+
+def _frames(replay: Replay) -> Iterator[Frame]:
+    """Frames in the order of their steps. A file that goes back to step s takes the place of all from s on before it."""
+    kept: dict[int, StoredFrame] = {}
+    for content in replay.files.values():
+        first = min((frame.step for frame in content.frames), default=None)
+        if first is not None:
+            kept = {step: frame for step, frame in kept.items() if step < first}
+        kept.update((frame.step, frame) for frame in content.frames)
+    for step in sorted(kept):
+        stored = kept[step]
+        schema = replay.schemas.get(stored.digest)
+        if schema is None:
+            replay.faults["a frame whose list of sites is lost"] += 1
+            continue
+        columns = _fitting(stored.columns, schema, replay)
+        histograms = _fitting(stored.histograms, schema, replay)
+        yield Frame(step, schema, columns, histograms)
+
+
+def _fitting(columns: dict[str, Array], schema: Schema, replay: Replay) -> dict[str, Array]:
+    fitting = {name: held for name, held in columns.items() if len(held) == len(schema.sites(name.partition(".")[0]))}
+    if len(fitting) < len(columns):
+        replay.faults["a column that does not fit its list of sites"] += len(columns) - len(fitting)
+    return fitting
+
+
+def _pulses(contents: Iterable[FileContent]) -> npt.NDArray[np.float64]:
+    """Pulses in the order of their steps, restarts that go back applied as to frames."""
+    rows = np.zeros((0, len(PULSE_FIELDS)))
+    for content in contents:
+        added = np.concatenate([np.zeros((0, len(PULSE_FIELDS))), *content.pulses])
+        if len(added):
+            rows = np.concatenate([rows[rows[:, 0] < added[:, 0].min()], added])
+    # The last row of a step and optimizer counts.
+    keys = rows[::-1][:, [PULSE_FIELDS.index("step"), PULSE_FIELDS.index("foreign")]]
+    _, last = np.unique(keys, axis=0, return_index=True)
+    rows = rows[np.sort(len(rows) - 1 - last)]
+    return rows[np.argsort(rows[:, 0], kind="stable")]
+
+
+def _foreign_run(run: RunDirectory, replay: Replay, damage: tuple[str, ...]) -> RecordedRun:
+    series: dict[str, dict[int, float]] = {}
+    for content in replay.files.values():
+        for tag, points in content.scalars.items():
+            first = min(points)
+            series[tag] = {step: value for step, value in series.get(tag, {}).items() if step < first} | points
+    chosen = choose(series)
+    if not chosen:
+        found = ", ".join(list(replay.other_tags)[:5]) or "no scalars"
+        raise LogdirError(
+            f"{run.path} holds only other tools' event files, without a scalar that looks like a training loss, a gradient "
+            f"norm or a learning rate: found {found}."
+        )
+    used = ", ".join(f"{tag} as the {field.replace('_', ' ')}" for field, tag in sorted(chosen.items()))
+    note = f"gradscope did not watch this run: the report goes by other tools' scalars, {used}."
+    info = RunInfo(name=run.name, model="unknown", notes=(note,))
+    pulses = pulses_of({field: series[tag] for field, tag in chosen.items()})
+    return RecordedRun(run.name, info, (), pulses, _damage(damage, replay))
+
+
+def _damage(damage: tuple[str, ...], replay: Replay) -> tuple[str, ...]:
+    times = {1: "once"}
+    return (*damage, *(f"Found {fault} ({times.get(n, f'{n:,} times')})." for fault, n in replay.faults.items()))

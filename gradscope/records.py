@@ -1,0 +1,304 @@
+"""The values that travel from capture to reports: frozen dataclasses over numpy and plain Python, nothing else.
+
+Two sorts of numbers leave a training run. A *pulse* is one row of cheap scalars for every optimizer step. A *frame* is one
+sampled step: one float32 vector over sites for every statistic. In both, NaN means "not captured" in every column but
+the pulse's ``loss``; a value that was captured and is not finite stands as infinity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from dataclasses import field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+
+# What a site's numbers describe, and which statistics each kind has. A column is named "<kind>.<statistic>".
+STATISTICS: Mapping[str, Mapping[str, str]] = {
+    "input": {
+        "mean": "mean of the sampled elements",
+        "rms": "root mean square of the sampled elements",
+        "absmax": "largest magnitude among the sampled elements",
+        "signal": "std over the batch at a fixed feature and position, rms over both; NaN for a batch of one",
+        "nonfinite": "fraction of sampled elements that are NaN or infinite",
+    },
+    "activation": {
+        "mean": "mean of the sampled elements",
+        "rms": "root mean square of the sampled elements",
+        "absmax": "largest magnitude among the sampled elements",
+        "signal": "std over the batch at a fixed feature and position, rms over both; NaN for a batch of one",
+        "nonfinite": "fraction of sampled elements that are NaN or infinite",
+        "zero": "fraction of sampled elements that are exactly zero",
+        "saturated": "fraction where the activation's derivative is under 5 % of its largest; NaN where it cannot saturate",
+        "active_low": "sampled units 0 to 15 with any element above zero, as bits of an integer",
+        "active_high": "sampled units 16 to 31 with any element above zero, as bits of an integer",
+    },
+    "activation_gradient": {
+        "rms": "root mean square of the sampled elements of dL/d(output)",
+        "absmax": "largest magnitude among the sampled elements",
+        "nonfinite": "fraction of sampled elements that are NaN or infinite",
+        "zero": "fraction of sampled elements that are exactly zero",
+    },
+    "weight": {
+        "norm": "exact Euclidean norm before the update",
+        "nonfinite": "1 where the exact norm is not finite, else 0",
+        "row_spread": "variance between rows over mean square, of a sampled block; 0 where all rows are equal",
+    },
+    "weight_gradient": {
+        "norm": "exact Euclidean norm of the gradient that the optimizer used; NaN where there is none",
+        "nonfinite": "1 where the exact norm is not finite, else 0; NaN where there is no gradient",
+        "absmax": "largest magnitude among the sampled elements",
+        "zero": "fraction of sampled elements that are exactly zero",
+        "row_spread": "variance between rows over mean square, of a sampled block; 0 where all rows are equal",
+        "carried": "1 where the gradient still held the previous step's when this step's backward began, else 0",
+    },
+    "update": {
+        "ratio": "norm of the step's displacement over the norm of the weight, both of the same sampled elements",
+        "unchanged": "fraction of sampled elements that the step left bit-identical",
+        "outside_change": "norm of the change between the last step's end and this step, over the weight's norm",
+        "outside_factor": "the factor c that fits best where weights changed between steps to c times themselves",
+        "outside_residual": "what the factor leaves of the outside change, as a share of that change",
+    },
+}
+
+HISTOGRAM_BINS = 64
+HISTOGRAM_LOWEST = -48  # bin i counts 2^(i-48) <= |x| < 2^(i-47); the first also what is smaller, the last what is larger
+
+PULSE_FIELDS = (
+    "step",  # optimizer steps before this one, from 0
+    "loss",  # mean over the step's backward calls; NaN and infinity as they are; NaN also where backwards is 0
+    "gradient_norm",  # exact global norm of the gradients the optimizer used
+    "learning_rate",  # largest over the optimizer's parameter groups
+    "seconds",  # from the end of the previous step to the end of this one
+    "own_seconds",  # of these, what gradscope itself took, as it measures it
+    "backwards",  # backward calls since the last step
+    "sampled",  # 1 where a frame was taken
+    "foreign",  # 1 where the step was of an optimizer that holds none of the model's parameters
+)
+
+
+class Severity(IntEnum):
+    """How bad a finding is: info is worth knowing, warning is likely harmful, critical wastes the training."""
+
+    INFO = 0
+    WARNING = 1
+    CRITICAL = 2
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """One place that is watched: the n-th call of a module in a forward pass, a parameter, or an input of the model."""
+
+    path: str  # the module's or parameter's dotted name; "" is the model itself
+    call: int = 0
+
+    @property
+    def name(self) -> str:
+        shown = self.path or "(model)"
+        return shown if self.call == 0 else f"{shown}#{self.call}"
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Which sites the vectors of a frame are over, kind by kind, each in execution order."""
+
+    inputs: tuple[Site, ...] = ()
+    modules: tuple[Site, ...] = ()  # for activation and activation_gradient
+    parameters: tuple[Site, ...] = ()  # for weight, weight_gradient and update
+
+    def sites(self, kind: str) -> tuple[Site, ...]:
+        if kind == "input":
+            return self.inputs
+        return self.modules if kind.startswith("activation") else self.parameters
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What one sampled step showed."""
+
+    step: int
+    schema: Schema
+    columns: Mapping[str, Array]  # "activation.rms" -> float32 [sites of that kind]
+    histograms: Mapping[str, Array] = field(default_factory=dict)  # kind -> share of elements, [sites, HISTOGRAM_BINS]
+
+
+@dataclass(frozen=True)
+class ModuleInfo:
+    path: str
+    type: str  # the class's name
+    role: str  # linear conv embedding norm activation dropout recurrent attention container other
+    parameters: tuple[str, ...] = ()  # full names of its own parameters, not its children's
+    activation: str | None = None  # the nonlinearity that takes its output: "relu", "tanh", … as the graph shows it
+    norm_follows: bool = False  # a normalisation takes its output, directly or after adding a bias
+    samples_per_channel: int | None = None  # of a batch norm in training: batch x positions
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    name: str
+    module: str  # the path of the module that owns it
+    shape: tuple[int, ...]
+    dtype: str
+    trainable: bool
+    zero_at_start: bool
+    tied: tuple[str, ...] = ()  # other names of the same tensor
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def fan_in(self) -> int:
+        """Inputs that one output unit sums over: the product of all dimensions but the first."""
+        return int(np.prod(self.shape[1:], dtype=np.int64)) if len(self.shape) > 1 else 1
+
+
+@dataclass(frozen=True)
+class OptimizerInfo:
+    type: str
+    learning_rate: float
+    parameters: tuple[str, ...]  # names of the watched model's parameters that it holds
+    strangers: int  # tensors it holds that are not parameters of the watched model
+    settings: Mapping[str, float]  # momentum, beta1, beta2, eps, weight_decay, where it has them
+
+
+@dataclass(frozen=True)
+class LossInfo:
+    """The contract between model and loss, as the autograd graph shows it."""
+
+    kind: str  # cross_entropy nll mse l1 smooth_l1 bce bce_with_logits kl_div other
+    node: str  # name of the autograd node
+    reduction: str | None = None  # mean sum none
+    input_shape: tuple[int, ...] | None = None
+    target_shape: tuple[int, ...] | None = None
+    classes: int | None = None
+    producer: str | None = None  # what made the loss's input, views looked through: softmax, log_softmax, sigmoid, …
+    baseline: float | None = None  # the loss of the best constant prediction: ln C or Var(y), where it is known
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """A subtraction of two tensors of different shapes whose result is larger than either: (N, 1) - (N,)."""
+
+    node: str
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    result: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What the autograd graph of the first losses says about how model, loss and optimizer are joined."""
+
+    losses: tuple[LossInfo, ...] = ()
+    broadcasts: tuple[Broadcast, ...] = ()
+    residual_additions: int = 0  # additions of two branches that both come out of the model
+    norms: int = 0  # normalisation nodes, of modules and of functions alike
+    reached: tuple[str, ...] = ()  # parameters that a loss reached in any of the graphs read
+    graphs: int = 0  # how many graphs were read
+    cuts: tuple[tuple[str, str], ...] = ()  # (module, next module): gradient leaves the second and never enters the first
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What does not change from step to step; written at the start and again when more is known."""
+
+    name: str
+    model: str  # the class of the model
+    modules: tuple[ModuleInfo, ...] = ()
+    parameters: tuple[ParameterInfo, ...] = ()
+    optimizers: tuple[OptimizerInfo, ...] = ()
+    wiring: Wiring | None = None
+    shared_process: bool = False  # another model was watched, or another optimizer stepped, in the same loop
+    device: str = "cpu"
+    versions: Mapping[str, str] = field(default_factory=dict)
+    started: float = 0.0  # seconds since the epoch
+    budget: float = 0.02
+    every: int | None = None
+    select: tuple[str, ...] | None = None
+    ignore: tuple[str, ...] = ()
+    probe: str = "not built yet"  # why the step-quality probe did not run, or when it did
+    notes: tuple[str, ...] = ()  # what could not be captured and why, a sentence each
+
+
+@dataclass(frozen=True)
+class Remedy:
+    text: str  # one sentence: the change to make
+    code: str | None = None  # torch code with the values worked out from the evidence
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A rule's claim: this held, here, from this step to that, and these numbers say so."""
+
+    modules: tuple[str, ...]
+    first_step: int  # the first step whose numbers show it
+    last_step: int
+    evidence: Mapping[str, Any]  # numbers, strings, booleans and lists of them
+    message: str  # one sentence with the numbers
+    remedy: Remedy
+    severity: Severity
+    strength: float  # how much it proves: 10 a broken contract, 5 a counterfactual, 4 structure at step 0, 3 onset, 1 a trend
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A hit after diagnosis: placed among the others, with what it explains and how sure it is."""
+
+    rule: str
+    kind: str  # "cause" or "symptom"
+    severity: Severity
+    confidence: float
+    modules: tuple[str, ...]
+    first_step: int
+    last_step: int
+    explains: tuple[str, ...]
+    evidence: Mapping[str, Any]
+    message: str
+    remedy: Remedy
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """One layer in the depth profile: its scale going forward and its gradient's going back."""
+
+    module: str
+    type: str
+    activation: float  # rms of the output; NaN where not captured
+    gradient: float  # rms of dL/d(output)
+    update: float  # update ratio of its largest weight
+    marked: bool  # a finding names it
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Everything a report says about one run."""
+
+    run: str  # path of the run relative to the log directory, "." for the directory itself
+    info: RunInfo
+    steps: int
+    sampled_steps: int
+    overhead: float  # the share of the bare step that watching cost; NaN where it could not be measured
+    verdict: Severity  # INFO reads "healthy"
+    diagnosis: str | None
+    findings: tuple[Finding, ...]
+    checked: tuple[str, ...]  # rules that looked
+    skipped: Mapping[str, str]  # rule -> why it could not look
+    profile: tuple[ProfileRow, ...]
+    profile_step: int | None
+    first_loss: float
+    last_loss: float
+    damage: tuple[str, ...] = ()  # what was wrong with the files it was read from
+
+    @property
+    def verdict_label(self) -> str:
+        return "healthy" if self.verdict is Severity.INFO else self.verdict.label

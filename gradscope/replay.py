@@ -1,0 +1,73 @@
+"""From a log directory to a report: what was recorded, judged again by the same rules as in the live run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+
+from gradscope.diagnosis import chosen
+from gradscope.diagnosis import diagnose
+from gradscope.logdir.runs import LogdirError
+from gradscope.logdir.runs import RunDirectory
+from gradscope.logdir.runs import find_runs
+from gradscope.logdir.runs import read_run
+from gradscope.records import RunReport
+from gradscope.report import Report
+from gradscope.timeline import Timeline
+
+MOST_NAMED = 10  # runs that a message lists
+
+
+def read(
+    logdir: str | PathLike[str],
+    *,
+    run: str | None = None,
+    select: Iterable[str] | None = None,
+    ignore: Iterable[str] | None = None,
+) -> Report:
+    """Report on the runs below ``logdir``, or on the one named ``run``.
+
+    Where ``select`` or ``ignore`` is not given, the run's own choice of rules holds. Raises LogdirError where no run can be
+    read (where some can, ``Report.unread`` tells of the others), and UnknownRule for a name that no rule has.
+    """
+    selected = None if select is None else tuple(select)
+    ignored = None if ignore is None else tuple(ignore)
+    chosen(selected, ignored)  # a mistyped name shows before anything is read
+    found = _named(find_runs(Path(logdir)), run, Path(logdir))
+    outcomes = [_outcome(directory, selected, ignored) for directory in found]
+    runs = tuple(outcome for outcome in outcomes if isinstance(outcome, RunReport))
+    unread = tuple(outcome for outcome in outcomes if isinstance(outcome, LogdirError))
+    if not runs:
+        raise unread[0]
+    return Report(runs, tuple(str(error) for error in unread))
+
+
+def _named(found: tuple[RunDirectory, ...], name: str | None, logdir: Path) -> tuple[RunDirectory, ...]:
+    if name is None:
+        return found
+    matching = tuple(directory for directory in found if directory.name == name)
+    if not matching:
+        there = ", ".join(directory.name for directory in found[:MOST_NAMED])
+        more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+        raise LogdirError(f"There is no run named {name!r} in {logdir}; there are: {there}{more}.")
+    return matching
+
+
+def _outcome(
+    directory: RunDirectory, select: tuple[str, ...] | None, ignore: tuple[str, ...] | None
+) -> RunReport | LogdirError:
+    try:
+        return _judged(directory, select, ignore)
+    except LogdirError as error:
+        return error
+
+
+def _judged(directory: RunDirectory, select: tuple[str, ...] | None, ignore: tuple[str, ...] | None) -> RunReport:
+    recorded = read_run(directory)
+    if recorded.damage and not recorded.frames and not len(recorded.pulses):
+        raise LogdirError(f"{directory.path} holds no step that can be read: {' '.join(recorded.damage)}")
+    info = recorded.info
+    rules = chosen(info.select if select is None else select, info.ignore if ignore is None else ignore)
+    timeline = Timeline(info, recorded.frames, recorded.pulses)
+    return diagnose(timeline, rules, run=recorded.name, damage=recorded.damage)

@@ -1,0 +1,1 @@
+"""The rules, one a file. Nothing else lives here."""

@@ -1,0 +1,199 @@
+"""ReLU units that are never active."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+
+from gradscope.depth import plain
+from gradscope.evidence import named
+from gradscope.evidence import works
+from gradscope.records import Hit
+from gradscope.records import Remedy
+from gradscope.records import Severity
+from gradscope.rule import Rule
+from gradscope.timeline import Layer
+from gradscope.timeline import Timeline
+
+HALF = 16  # units in each of the two columns
+
+
+@dataclass(frozen=True)
+class _Dead:
+    module: str
+    share: float  # of the sampled units
+    first_row: int  # from here on they were never active
+    layer: Layer | None
+
+
+@final
+@dataclass(frozen=True)
+class DeadUnits(Rule):
+    """Units with a ReLU are never active, whatever the input, so they neither contribute nor learn.
+
+    ## What it does
+
+    Of up to 32 units of each layer with a ReLU it counts those that were above zero for no sample in any of the last 50 sampled
+    steps, of which there must be 20 (200 and 50 where a batch holds fewer than eight samples). It speaks where these are more
+    than half. A layer none of whose units was active in the last five sampled steps, and whose weight's gradient was exactly zero
+    in all of them, is called dead at once.
+
+    ## Why it is bad
+
+    The gradient of a ReLU that is off is zero, so a unit that is off for all inputs never comes back. A layer that is dead as a whole
+    cuts everything before it off from the loss.
+
+    ## How it is told apart
+
+    - Sparsity is not death: in healthy trainings 37 to 58 % of all activations are zero, but each unit is active for some
+      inputs. Of 26 healthy small trainings the largest share of dead units was 2.3 %; faults showed 50 to 100 %.
+    - What a normalisation stands before is judged behind it, at the ReLU itself.
+    - Leaky ReLU, GELU and the like have a gradient everywhere; they are not counted.
+    - Steps with activations that are not finite are left out.
+    - It is a symptom: the usual cause is one step that was far too long, an input that is not normalised, or biases that
+      start far below zero.
+
+    ## What to do
+
+    Remove the cause, then initialise the layer anew, as dead units do not recover; or use LeakyReLU, whose gradient is never zero.
+
+    ## Known false alarms
+
+    Large pretrained models with ReLU have many units for rare inputs; where training works, a share of dead units is no more
+    than an aside.
+
+    ## References
+
+    L. Lu, Y. Shin, Y. Su, G. Karniadakis, "Dying ReLU and Initialization", 2019.
+    G. Sokar and others, "The Dormant Neuron Phenomenon in Deep Reinforcement Learning", 2023.
+    """
+
+    family: ClassVar[str] = "activations"
+    kind: ClassVar[str] = "symptom"
+    needs: ClassVar[tuple[str, ...]] = ("activation.active_low", "activation.active_high")
+
+    most_share: float = 0.5  # of the sampled units
+    window: int = 50  # sampled steps that are looked back on
+    least_frames: int = 20
+    small_batch: int = 8  # samples, below which a step says little about a unit
+    small_window: int = 200
+    small_least_frames: int = 50
+    whole_frames: int = 5  # for a layer that is dead altogether
+
+    def check(self, timeline: Timeline) -> Iterator[Hit]:
+        low, high = (self._bits(timeline, name) for name in ("active_low", "active_high"))
+        if len(low) < self.whole_frames:
+            return
+        sites = _relu_sites(timeline)
+        dead = [found for site, layer in sites.items() if (found := self._at(timeline, site, layer, low, high))]
+        if dead:
+            yield self._hit(timeline, dead)
+
+    def _bits(self, timeline: Timeline, name: str) -> npt.NDArray[np.int32]:
+        """The masks as integers, -1 (all active) where they were not captured or the activation is not finite."""
+        values = timeline.column(f"activation.{name}")
+        unknown = ~((values >= 0) & (values < 2**HALF)) | (timeline.column("activation.nonfinite") > 0)
+        return np.where(
+            unknown,
+            -1,
+            values,
+        ).astype(np.int32)
+
+    def _at(
+        self, timeline: Timeline, site: int, layer: Layer | None, low: npt.NDArray[np.int32], high: npt.NDArray[np.int32]
+    ) -> _Dead | None:
+        known = np.flatnonzero(low[:, site] >= 0)
+        if len(known) < self.whole_frames:
+            return None
+        module = timeline.schema.modules[site].path
+        if layer is not None and self._wholly(timeline, layer, known[-self.whole_frames :], site, low, high):
+            active = np.flatnonzero((low[known, site] | high[known, site]) > 0)
+            return _Dead(module, 1.0, int(known[active[-1] + 1] if len(active) else known[0]), layer)
+        window, least = self._looked_back(timeline)
+        if len(known) < least:
+            return None
+        share = 1 - _active(low[known[-window:], site], high[known[-window:], site]) / (2 * HALF)
+        return _Dead(module, share, self._since(known, site, low, high), layer) if share > self.most_share else None
+
+    def _wholly(
+        self,
+        timeline: Timeline,
+        layer: Layer,
+        rows: npt.NDArray[np.intp],
+        site: int,
+        low: npt.NDArray[np.int32],
+        high: npt.NDArray[np.int32],
+    ) -> bool:
+        still = timeline.column("weight_gradient.norm")[rows, layer.parameter] == 0
+        return bool(still.all()) and not (low[rows, site] | high[rows, site]).any()
+
+    def _looked_back(self, timeline: Timeline) -> tuple[int, int]:
+        losses = timeline.info.wiring.losses if timeline.info.wiring else ()
+        shapes = [loss.input_shape for loss in losses if loss.input_shape]
+        small = bool(shapes) and shapes[0][0] < self.small_batch
+        return (self.small_window, self.small_least_frames) if small else (self.window, self.least_frames)
+
+    def _since(self, known: npt.NDArray[np.intp], site: int, low: npt.NDArray[np.int32], high: npt.NDArray[np.int32]) -> int:
+        """The first row from which on more than the allowed share was never active."""
+        later = [np.bitwise_or.accumulate(bits[known[::-1], site]) for bits in (low, high)]
+        counts = np.array([_active(a, b) for a, b in zip(later[0], later[1], strict=True)])
+        enough = np.flatnonzero(1 - counts / (2 * HALF) > self.most_share)
+        return int(known[::-1][enough[-1]])
+
+    def _hit(self, timeline: Timeline, dead: list[_Dead]) -> Hit:
+        whole = [found for found in dead if found.share == 1.0]
+        names = tuple(dict.fromkeys(found.module for found in dead))
+        works_all_the_same = works(timeline)
+        severity = Severity.INFO if works_all_the_same else Severity.WARNING
+        if whole:
+            severity = Severity.WARNING if works_all_the_same else Severity.CRITICAL
+        worst = max(dead, key=lambda found: found.share)
+        first = int(timeline.steps[min(found.first_row for found in dead)])
+        return Hit(
+            modules=names,
+            first_step=first,
+            last_step=int(timeline.steps[-1]),
+            evidence={"share": plain(worst.share), "layers": len(names), "wholly_dead": [found.module for found in whole]},
+            message=(
+                f"{100 * worst.share:.0f} % of the units of {worst.module} have not been active for any input since step {first}, "
+                f"where 2 % is the most that healthy trainings show"
+                + (f"; so it is in {len(names)} layers: {named(names)}." if len(names) > 1 else ".")
+            ),
+            remedy=_remedy(dead),
+            severity=severity,
+            strength=1.0,
+        )
+
+
+def _relu_sites(timeline: Timeline) -> dict[int, Layer | None]:
+    """Sites whose sign decides whether a ReLU passes: layers that one follows, and ReLUs that follow no such layer."""
+    found: dict[int, Layer | None] = {x.site: x for x in timeline.layers if x.module.activation == "relu"}
+    for index, site in enumerate(timeline.schema.modules):
+        module = timeline.modules.get(site.path)
+        if module and module.type == "ReLU" and module.role == "activation" and found.get(index - 1) is None:
+            found[index] = None
+    return found
+
+
+def _active(low: npt.NDArray[np.int32] | np.int32, high: npt.NDArray[np.int32] | np.int32) -> int:
+    """Units that were active at least once."""
+    either = (int(np.bitwise_or.reduce(np.atleast_1d(bits))) for bits in (low, high))
+    return sum(bits.bit_count() for bits in either)
+
+
+def _remedy(dead: list[_Dead]) -> Remedy:
+    layers = [found.module for found in dead if found.layer is not None]
+    if not layers:
+        return Remedy(
+            "Use torch.nn.LeakyReLU(0.01) in place of torch.nn.ReLU there, or initialise the layers before anew.", None
+        )
+    return Remedy(
+        f"Remove what killed them, then initialise {named(layers)} anew: dead units do not recover.",
+        f"for name in {layers!r}:\n    layer = model.get_submodule(name)\n"
+        '    torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")\n    torch.nn.init.zeros_(layer.bias)',
+    )

@@ -1,0 +1,138 @@
+"""Parameters in front of a cut in the graph: the loss never reaches them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+from typing import final
+
+import numpy as np
+
+from gradscope.evidence import Mask
+from gradscope.evidence import ever
+from gradscope.evidence import named
+from gradscope.evidence import owners
+from gradscope.evidence import parameter_names
+from gradscope.evidence import unless_works
+from gradscope.records import Hit
+from gradscope.records import Remedy
+from gradscope.records import Severity
+from gradscope.rule import Rule
+from gradscope.timeline import Timeline
+
+
+@final
+@dataclass(frozen=True)
+class DetachedParameters(Rule):
+    """Modules take part in the forward pass, but the graph is cut behind them, so the loss gives them no gradient.
+
+    ## What it does
+
+    Finds trainable parameters that the optimizer holds, whose modules ran in the forward pass, and that got no gradient in
+    any of at least ten sampled steps, while others did. The autograd graph has to agree: no loss reaches them. The message
+    names the modules on both sides of the cut.
+
+    ## Why it is bad
+
+    Everything in front of the cut keeps its initial values, and the optimizer does not complain: it skips what has no
+    gradient. The part behind learns on random features.
+
+    ## How it is told apart
+
+    A parameter that a loss reaches and whose gradient is exactly zero is not detached: units up- or downstream are dead
+    (`dead-units`). Modules that never ran are idle. Frozen parameters and those that no optimizer holds are not meant. A
+    module that ran and whose output nothing uses (the pooler of many encoders) is not detached either: what stands in front
+    of it does get gradient; without a cut seen in the graph, only parameters with nothing but detached ones in front count.
+    One gradient in any sampled step clears a parameter: stop-gradients of BYOL, VQ codes, and a discriminator's step on
+    detached samples reach their parameters by another way, or in another step.
+
+    ## What to do
+
+    Between the two modules named, look for `.detach()`, `.data`, `.item()`, a way through numpy, `torch.tensor(x)`,
+    `torch.no_grad()`, `argmax`, or a cast to integers, and pass the tensor itself.
+
+    ## Known false alarms
+
+    A first phase that trains only a head on detached features, with the body already in the optimizer: give the optimizer
+    the body when its phase begins, or freeze it until then.
+
+    ## References
+
+    PyTorch documentation, "Autograd mechanics"; AutoTrainer and DeepDiagnosis (ICSE 2021, 2022) meet the same fault as
+    "unchanged weight".
+    """
+
+    family: ClassVar[str] = "gradient flow"
+    kind: ClassVar[str] = "cause"
+    needs: ClassVar[tuple[str, ...]] = ("activation.rms", "weight_gradient.norm", "fact.optimizer", "fact.wiring")
+    least_steps: ClassVar[int] = 10
+    explains: ClassVar[tuple[str, ...]] = (
+        "loss-plateau", "vanishing-gradients", "collapsed-output", "lr-too-low", "idle-parameters", "labels-unrelated",
+    )  # fmt: skip
+
+    least_samples: int = 10  # sampled steps, none of them with a gradient
+
+    def check(self, timeline: Timeline) -> Iterator[Hit]:
+        if len(timeline.frames) < self.least_samples:
+            return
+        norms = timeline.column("weight_gradient.norm")
+        fed = ever(norms > 0)
+        samples = int((norms > 0).any(axis=1).sum())  # a step in which nothing got gradient says nothing
+        without = timeline.trained & ~fed & self._ran(timeline) & self._unreached(timeline)
+        cut = self._cut(timeline, parameter_names(timeline, without))
+        detached = without if cut else without & self._in_front(timeline, fed)
+        if samples >= self.least_samples and detached.any():
+            yield self._hit(timeline, detached, samples, cut)
+
+    def _ran(self, timeline: Timeline) -> Mask:
+        """Whether the module that owns a parameter ran in the forward pass; [parameter sites]."""
+        seen = ever(np.isfinite(timeline.column("activation.rms")))
+        paths = {site.path for site, ran in zip(timeline.schema.modules, seen, strict=True) if ran}
+        known = [timeline.parameters.get(site.path) for site in timeline.schema.parameters]
+        return np.array([bool(p and p.module in paths) for p in known], dtype=bool)
+
+    def _unreached(self, timeline: Timeline) -> Mask:
+        wiring = timeline.info.wiring
+        reached = set(wiring.reached) if wiring and wiring.graphs else {site.path for site in timeline.schema.parameters}
+        return np.array([site.path not in reached for site in timeline.schema.parameters], dtype=bool)
+
+    def _cut(self, timeline: Timeline, names: list[str]) -> tuple[str, str] | None:
+        """The cut in the graph that stands behind these parameters, if one was seen."""
+        modules, order = owners(timeline, names), list(dict.fromkeys(site.path for site in timeline.schema.modules))
+        trained = set(owners(timeline, parameter_names(timeline, timeline.trained)))
+        for cut in timeline.info.wiring.cuts if timeline.info.wiring else ():
+            before = order[: order.index(cut[0]) + 1] if cut[0] in order else []
+            if next((path for path in reversed(before) if path in trained), None) in modules:
+                return cut
+        return None
+
+    def _in_front(self, timeline: Timeline, fed: Mask) -> Mask:
+        """Parameters with no trained parameter that gets gradient in front of them."""
+        return np.asarray(np.cumsum(fed & timeline.trained) == 0)
+
+    def _hit(self, timeline: Timeline, detached: Mask, samples: int, cut: tuple[str, str] | None) -> Hit:
+        names = parameter_names(timeline, detached)
+        others = parameter_names(timeline, ever(timeline.column("weight_gradient.norm") > 0))
+        size = sum(timeline.parameters[name].size for name in names)
+        total = sum(timeline.parameters[name].size for name in parameter_names(timeline, timeline.trained))
+        where = f" The graph is cut between {cut[0]} and {cut[1]}." if cut else ""
+        return Hit(
+            modules=owners(timeline, names),
+            first_step=int(timeline.steps[0]),
+            last_step=int(timeline.steps[-1]),
+            evidence={"parameters": names, "share": size / total, "sampled_steps": samples, "cut": list(cut) if cut else None},
+            message=(
+                f"{len(names)} parameters ({named(names)}), {size / total:.0%} of the elements that the optimizer holds, got "
+                f"no gradient in {samples} sampled steps, while {named(others, most=1)} did: no loss reaches them.{where}"
+            ),
+            remedy=_remedy(cut),
+            severity=unless_works(timeline, Severity.WARNING),
+            strength=10.0,
+        )
+
+
+def _remedy(cut: tuple[str, str] | None) -> Remedy:
+    place = f"between {cut[0]} and {cut[1]}" if cut else "behind the last of these modules"
+    culprits = ".detach(), .data, numpy round trip, torch.no_grad() or integer cast"
+    return Remedy(f"Take out the {culprits} {place}, and pass the tensor itself.")

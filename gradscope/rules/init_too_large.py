@@ -1,0 +1,114 @@
+"""Initial weights that make the signal grow from layer to layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+from typing import final
+
+from gradscope.depth import InitGrowth
+from gradscope.depth import init_growth
+from gradscope.depth import init_remedy
+from gradscope.depth import plain
+from gradscope.evidence import blow_up
+from gradscope.evidence import gravity
+from gradscope.records import Hit
+from gradscope.rule import Rule
+from gradscope.timeline import Timeline
+
+
+@final
+@dataclass(frozen=True)
+class InitTooLarge(Rule):
+    """The initial weights are so large that the signal grows from layer to layer.
+
+    ## What it does
+
+    At step 0, before any update, it compares each matrix layer's variance with the one that keeps the scale,
+    rho = fan_in * Var(W) / gain^2, and measures how the signal (the standard deviation over the batch) changes with depth. It
+    speaks where the median rho is above 2 and the signal grows by more than a tenth of a decade a layer and by more than one
+    and a half decades over all. Networks of three to five layers are too short for a slope: there it takes a median rho
+    above 4 and a training that blew up.
+
+    ## Why it is bad
+
+    Activations and gradients grow as the product of the layers' gains. Eight ReLU layers of width 128 with a standard deviation
+    of 0.3 (rho = 5.8) multiply the signal by 2.4 a layer; the largest stable learning rate was a factor 800 below the usual
+    one. The loss starts orders of magnitude above that of a constant prediction, and the first steps overshoot.
+
+    ## How it is told apart
+
+    - A learning rate that is too high shows no slope at step 0; it makes things grow only after the first update.
+    - A residual net without normalisation grows from block to block though each layer has rho near 1; see
+      missing-normalization. A residual net is judged by its blocks, not by the layers inside them.
+    - Layers that a normalisation follows are indifferent to their scale, layers that start at zero have none, and the last
+      layer sets the scale of the output alone: none of them counts. Embeddings are no matrix layers.
+
+    On 26 healthy small trainings the slope at step 0 lay between -0.03 and +0.00 decades a layer; with weights 2.4 times
+    too large it was +0.33 to +0.37, where half log10 rho says +0.38.
+
+    ## What to do
+
+    Multiply each layer's weights by 1 / sqrt(rho), or initialise with He's or Xavier's rule and the gain of the activation that
+    follows.
+
+    ## Known false alarms
+
+    A fine-tuned checkpoint may have weights of any size; where it trains, the finding is no more than an aside.
+
+    ## References
+
+    X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010.
+    K. He, X. Zhang, S. Ren, J. Sun, "Delving Deep into Rectifiers", 2015, section 2.2.
+    """
+
+    family: ClassVar[str] = "initialisation"
+    kind: ClassVar[str] = "cause"
+    needs: ClassVar[tuple[str, ...]] = ("weight.norm", "fact.wiring")
+    explains: ClassVar[tuple[str, ...]] = (
+        "lr-too-high", "exploding-gradients", "loss-divergence", "gradient-spikes", "dead-units", "saturated-units",
+        "nonfinite-origin", "nonfinite-gradients", "nonfinite-loss", "loss-plateau", "initial-loss-off", "collapsed-output",
+        "activation-growth", "saturating-activation",
+    )  # fmt: skip
+
+    least_rho: float = 2.0  # median over the layers
+    least_slope: float = 0.1  # decades a layer
+    least_total: float = 1.5  # decades over all layers
+    least_layers: int = 5  # compared, from which a slope counts
+    few_layers: int = 2  # compared, from which rho alone counts after a blow-up
+    few_rho: float = 4.0
+
+    def check(self, timeline: Timeline) -> Iterator[Hit]:
+        growth = init_growth(timeline)
+        if growth is None or not growth.rho > self.least_rho:
+            return
+        if growth.count >= self.least_layers and growth.slope > self.least_slope and growth.total > self.least_total:
+            yield self._hit(timeline, growth, 4.0)
+        elif self._short_and_blown_up(timeline, growth):
+            yield self._hit(timeline, growth, 3.0)
+
+    def _short_and_blown_up(self, timeline: Timeline, growth: InitGrowth) -> bool:
+        short = self.few_layers <= growth.count < self.least_layers and growth.unit == "layers"
+        return short and growth.rho > self.few_rho and blow_up(timeline) is not None
+
+    def _hit(self, timeline: Timeline, growth: InitGrowth, strength: float) -> Hit:
+        grown = 10 ** min(growth.total, 300.0)
+        return Hit(
+            modules=tuple(growth.rhos),
+            first_step=0,
+            last_step=0,
+            evidence={
+                "rho": plain(growth.rho),
+                "decades_per_layer": plain(growth.slope),
+                "decades": plain(growth.total),
+                growth.unit: growth.count,
+            },
+            message=(
+                f"At step 0 the weights' variance is {growth.rho:.3g} times what keeps the scale (median over layers), and over "
+                f"{growth.count} {growth.unit} the signal grows by a factor {grown:.3g} before any update."
+            ),
+            remedy=init_remedy(growth),
+            severity=gravity(timeline),
+            strength=strength,
+        )

@@ -1,0 +1,118 @@
+"""Initial weights that let the signal die from layer to layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+from typing import final
+
+from gradscope.depth import InitGrowth
+from gradscope.depth import has_norm
+from gradscope.depth import init_growth
+from gradscope.depth import init_remedy
+from gradscope.depth import is_residual
+from gradscope.depth import plain
+from gradscope.evidence import gravity
+from gradscope.records import Hit
+from gradscope.records import Remedy
+from gradscope.rule import Rule
+from gradscope.timeline import Timeline
+
+
+@final
+@dataclass(frozen=True)
+class InitTooSmall(Rule):
+    """The initial weights are so small that the signal dies from layer to layer.
+
+    ## What it does
+
+    At step 0, before any update, it compares each matrix layer's variance with the one that keeps the scale,
+    rho = fan_in * Var(W) / gain^2, and measures how the signal (the standard deviation over the batch, not the root mean square,
+    which biases keep up) changes with depth. It speaks where a net of eight matrix layers or more, without normalisation
+    and without residual additions, has a median rho below 0.7 and loses more than 0.15 decades a layer and more than three
+    decades over all.
+
+    ## Why it is bad
+
+    All inputs arrive at the output as the same number, so the model can only learn a constant; and the gradient of the first
+    layers is as small as the signal of the last. PyTorch's default for `nn.Linear` has rho = 1/6 before a ReLU, a factor 0.41
+    a layer: a 20-layer net loses 7.7 decades. Its training stayed at the loss of a constant prediction.
+
+    ## How it is told apart
+
+    - Short nets get by: at four layers the default keeps 6 % of the signal and trains. Below eight layers nothing is said.
+    - A normalisation restores the scale, a residual addition passes it by; with either, the rule is silent (a healthy net whose
+      residual branches start at zero shows -2.8 decades a layer inside the branches).
+    - Weights of the right size whose signal dies all the same (dead or saturated units) have rho near 1.
+    - Layers that start at zero and the last layer do not count.
+
+    On 26 healthy small trainings the slope lay between -0.03 and +0.00 decades a layer; with too small weights it was -0.33 to
+    -1.15.
+
+    ## What to do
+
+    Multiply each layer's weights by 1 / sqrt(rho), or initialise with He's or Xavier's rule and the gain of the activation that
+    follows, or put a LayerNorm before each activation. Behind a sigmoid no initialisation helps for long; use ReLU.
+
+    ## Known false alarms
+
+    Parallel branches that run one after another count as depth. Where training works the finding is no more than an aside.
+
+    ## References
+
+    X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010.
+    K. He, X. Zhang, S. Ren, J. Sun, "Delving Deep into Rectifiers", 2015, section 2.2.
+    """
+
+    family: ClassVar[str] = "initialisation"
+    kind: ClassVar[str] = "cause"
+    needs: ClassVar[tuple[str, ...]] = ("weight.norm", "fact.wiring")
+    explains: ClassVar[tuple[str, ...]] = (
+        "vanishing-gradients", "loss-plateau", "collapsed-output", "lr-too-low", "weights-not-moving", "adam-epsilon-dominates",
+        "fp16-underflow", "labels-unrelated",
+    )  # fmt: skip
+
+    most_rho: float = 0.7  # median over the layers; PyTorch's default before a ReLU has 1/6
+    most_slope: float = -0.15  # decades a layer
+    most_total: float = -3.0  # decades over all layers
+    least_layers: int = 8  # matrix layers, ln(1e-3) / ln(0.41): what the default needs to lose three decades
+
+    def check(self, timeline: Timeline) -> Iterator[Hit]:
+        if len(timeline.layers) < self.least_layers or is_residual(timeline) or has_norm(timeline):
+            return
+        growth = init_growth(timeline)
+        if growth is None or not growth.rho < self.most_rho:
+            return
+        if growth.slope < self.most_slope and growth.total < self.most_total:
+            yield self._hit(timeline, growth)
+
+    def _hit(self, timeline: Timeline, growth: InitGrowth) -> Hit:
+        sigmoids = sum(timeline.modules[path].activation == "sigmoid" for path in growth.rhos)
+        return Hit(
+            modules=tuple(growth.rhos),
+            first_step=0,
+            last_step=0,
+            evidence={
+                "rho": plain(growth.rho),
+                "decades_per_layer": plain(growth.slope),
+                "decades": plain(growth.total),
+                "layers": growth.count,
+            },
+            message=(
+                f"At step 0 the weights' variance is {growth.rho:.3g} times what keeps the scale (median over layers), and over "
+                f"{growth.count} layers the signal shrinks to {10 ** max(growth.total, -300.0):.2g} of itself before any update."
+            ),
+            remedy=_for_sigmoids() if 2 * sigmoids > len(growth.rhos) else init_remedy(growth),
+            severity=gravity(timeline),
+            strength=4.0,
+        )
+
+
+def _for_sigmoids() -> Remedy:
+    return Remedy(
+        "Use ReLU with He's initialisation in place of the sigmoids: a sigmoid passes on at most a quarter of its input's spread.",
+        "for module in model.modules():\n    if isinstance(module, torch.nn.Linear):\n"
+        '        torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")\n        torch.nn.init.zeros_(module.bias)\n'
+        "# and torch.relu in place of torch.sigmoid between the layers",
+    )

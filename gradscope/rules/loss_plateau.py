@@ -1,0 +1,127 @@
+"""A loss that stays at the level of a constant prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+
+from gradscope.evidence import warming_up
+from gradscope.records import Hit
+from gradscope.records import Remedy
+from gradscope.records import Severity
+from gradscope.rule import Rule
+from gradscope.timeline import Timeline
+from gradscope.trends import falls
+from gradscope.trends import median_of
+
+
+@final
+@dataclass(frozen=True)
+class LossPlateau(Rule):
+    """The loss does not go down: it stays where a constant prediction would be.
+
+    ## What it does
+
+    Waits for 100 losses at the full learning rate. It speaks where there is no falling trend in the last 200 (Mann-Kendall)
+    and no new minimum, and the loss is still at 80 % or more of what the best constant prediction gives (ln C for C classes,
+    the variance of the targets). A loss that has come down from far above to that level counts from 95 %. Where the level is
+    not known, the loss has to be within 2 % of where it started, after 200 steps.
+
+    ## Why it is bad
+
+    At that level the model takes nothing from its input: it has learned the mean of the targets at best.
+
+    ## How it is told apart
+
+    A loss that has reached its end lies far below a constant prediction. Slow progress is a trend, and counts as progress. In
+    a warm-up the rate is not there yet. Losses of GANs and of actors and critics, and losses that go below zero, measure no
+    distance to a goal, and are not judged.
+
+    ## What to do
+
+    Look at the cause that is named with it. Without one: take one batch and train on it alone for 200 steps. If the loss
+    does not fall, model and loss are not joined as they should be; if it does, look at labels, data order and rate.
+
+    ## Known false alarms
+
+    Tasks with little to learn (markets, noise labels), and nets that need longer than 100 steps to leave the plateau at which
+    they start. The finding is critical only after 300 steps in which nothing was gained.
+
+    ## References
+
+    H. B. Mann, "Nonparametric tests against trend" (1945). SageMaker Debugger's rules, thresholds as documented, alarm on 24 of
+    26 healthy small trainings; without its LossNotDecreasing (0.1 % in 10 steps, with none of these gates) on 7.
+    """
+
+    family: ClassVar[str] = "learning rate, optimizer"
+    kind: ClassVar[str] = "symptom"
+    needs: ClassVar[tuple[str, ...]] = ("pulse.loss",)
+    least_steps: ClassVar[int] = 100
+
+    level: float = 0.8  # of the loss of the best constant prediction
+    level_from_above: float = 0.95  # the same, where the loss came down to it
+    drift: float = 0.02  # from where it started, where the level is not known
+    window: int = 100  # losses without progress
+    blind_window: int = 200  # the same, where the level is not known
+    critical_window: int = 300
+
+    def check(self, timeline: Timeline) -> Iterator[Hit]:
+        if timeline.several_objectives or timeline.converged or warming_up(timeline):
+            return
+        full = timeline.loss_steps >= _full_rate_from(timeline)
+        flat = timeline.loss[full]
+        if len(flat) < self.window or not np.isfinite(flat).all() or timeline.progressing or falls(flat[-self.blind_window :]):
+            return
+        reference = self._reference(timeline, flat)
+        if reference is not None:
+            since = int(timeline.loss_steps[full][-self.window if timeline.learning else 0])
+            yield self._hit(timeline, flat, reference, since)
+
+    def _reference(self, timeline: Timeline, flat: npt.NDArray[np.float64]) -> tuple[str, float] | None:
+        """The level that the loss has not left, and what it is; None where it has."""
+        baseline = _baseline(timeline)
+        if baseline is not None:
+            least = self.level_from_above if timeline.learning else self.level
+            return ("the best constant prediction", baseline) if timeline.last_loss >= least * baseline else None
+        start = median_of(flat[:20])
+        near = abs(timeline.last_loss - start) <= self.drift * abs(start)
+        return ("its start", start) if near and len(flat) >= self.blind_window and flat.min() >= 0 else None
+
+    def _hit(self, timeline: Timeline, flat: npt.NDArray[np.float64], reference: tuple[str, float], since: int) -> Hit:
+        name, value = reference
+        long = len(flat) >= self.critical_window and not timeline.learning
+        return Hit(
+            modules=(),
+            first_step=since,
+            last_step=int(timeline.loss_steps[-1]),
+            evidence={"loss": timeline.last_loss, "reference": name, "reference_loss": value, "steps": len(flat)},
+            message=(
+                f"The loss stays at {timeline.last_loss:.4g}, while {name} has {value:.4g}, and shows no trend in the last "
+                f"{min(len(flat), self.blind_window)} steps."
+            ),
+            remedy=Remedy(
+                text="Train on one batch alone for 200 steps: if its loss does not fall, model and loss are not joined rightly.",
+                code="batch = next(iter(loader))  # and train on this one only",
+            ),
+            severity=Severity.CRITICAL if long else Severity.WARNING,
+            strength=1.0,
+        )
+
+
+def _baseline(timeline: Timeline) -> float | None:
+    """The loss of the best constant prediction, where there is one loss and it is known."""
+    losses = {(loss.kind, loss.classes): loss.baseline for loss in timeline.info.wiring.losses} if timeline.info.wiring else {}
+    baseline = next(iter(losses.values())) if len(losses) == 1 else None
+    return baseline if baseline and baseline > 0 else None
+
+
+def _full_rate_from(timeline: Timeline) -> int:
+    """The first step whose learning rate is the highest of the run, but for a hundredth: where a warm-up ends."""
+    rates = timeline.pulse("learning_rate")
+    known = np.isfinite(rates)
+    return int(timeline.pulse("step")[np.argmax(known & (rates >= 0.99 * rates[known].max()))]) if known.any() else 0

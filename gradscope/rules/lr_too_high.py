@@ -1,0 +1,289 @@
+"""Steps longer than the valley of the loss is wide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from dataclasses import replace
+from typing import ClassVar
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+
+from gradscope.depth import largest
+from gradscope.depth import one_digit
+from gradscope.depth import plain
+from gradscope.depth import step_sizes
+from gradscope.evidence import blow_up
+from gradscope.records import Hit
+from gradscope.records import Remedy
+from gradscope.records import Severity
+from gradscope.rule import Rule
+from gradscope.timeline import Timeline
+
+
+@dataclass(frozen=True)
+class _Overshoot:
+    """Where the steps were too long, and what came of it."""
+
+    rows: npt.NDArray[np.intp]  # the sampled steps whose size shows it
+    step: int  # where the loss shows it
+    loss: float  # the worst finite loss from there on, or the last one
+    story: str  # what the loss did
+    severity: Severity = Severity.CRITICAL
+    raised: float = 1.0  # by how much the learning rate rose between the last sampled step and the blow-up
+
+
+@final
+@dataclass(frozen=True)
+class LrTooHigh(Rule):
+    """The learning rate is so high that steps overshoot: the loss jumps, training diverges or never gets going.
+
+    ## What it does
+
+    Compares the length of steps (the update ratio, the norm of a step over the norm of the weight, of the median matrix) with
+    what the loss does. It speaks in four cases:
+
+    - within the first ten steps the loss jumps by more than twice its start or is no longer finite, a step before moved
+      the median matrix by a tenth of its norm or more, and the loss has not come down since;
+    - training blows up later, and one of the last three sampled steps before was as large;
+    - loss and gradient norm grow geometrically from the start, by ten times or more in all, and steps grow along;
+    - for 50 steps or more the typical step is as large, and the loss does not come down.
+
+    ## Why it is bad
+
+    A gradient step of rate lr lowers the loss only where lr times the curvature is below 2; beyond, each step lands higher on
+    the other side. Units die, and what is left is a model that cannot learn any more, or NaN.
+
+    ## How it is told apart
+
+    - Too large weights, inputs that are not normalised and stacks without normalisation lower the largest rate that works; they
+      show at step 0, before any update, and then explain this finding.
+    - Gradients that are not cleared make ever longer steps: where the last step's gradient is still there, this rule is silent.
+    - An outlier or a NaN in the data makes one large step; the steps before it were of ordinary size.
+    - Large steps alone are no fault: a healthy Adagrad embedding shows 0.35 and full-batch training at the edge of stability
+      0.11, both with a falling loss. Steps that weight decay alone makes large are not counted.
+    - Where the loss is the mean of fewer than eight numbers it jumps by chance: there it takes a hundredfold rise.
+
+    On 26 healthy small trainings the median update ratio of the first five steps was at most 0.11 and the loss rose by at
+    most 1.6 times its start; with learning rates that were too high it was 0.14 to 100,000 and the loss jumped by 1.3 to 1e14.
+
+    ## What to do
+
+    Lower the learning rate so that the first steps move the median matrix by a hundredth of its norm, and to an eighth
+    at least; or warm it up over the first hundreds of steps.
+
+    ## Known false alarms
+
+    Weights that start close to zero have large ratios for a few steps; it takes a loss that does not recover as well.
+
+    ## References
+
+    Y. LeCun, L. Bottou, G. Orr, K.-R. Müller, "Efficient BackProp", 1998, section 5. J. Cohen, S. Kaur, Y. Li, J. Z. Kolter,
+    A. Talwalkar, "Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability", 2021.
+    """
+
+    family: ClassVar[str] = "learning rate, optimizer"
+    kind: ClassVar[str] = "cause"
+    needs: ClassVar[tuple[str, ...]] = ("update.ratio", "pulse.loss")
+    least_steps: ClassVar[int] = 2
+    explains: ClassVar[tuple[str, ...]] = (
+        "exploding-gradients", "vanishing-gradients", "gradient-spikes", "loss-divergence", "loss-plateau", "oscillating-loss",
+        "dead-units", "saturated-units", "collapsed-output", "activation-growth", "residual-growth", "nonfinite-origin",
+        "nonfinite-gradients", "nonfinite-loss", "weights-not-moving", "attention-entropy-collapse",
+    )  # fmt: skip
+
+    large_step: float = 0.1  # update ratio of the median matrix
+    rise: float = 2.0  # jump of the loss over its magnitude at the start
+    noisy_rise: float = 100.0  # the same where the loss is the mean of few numbers
+    few_terms: int = 8  # numbers that a loss is the mean of, below which it is noisy
+    early_steps: int = 10  # within which a jump counts as one from the start
+    sudden_step: float = 1.0  # update ratio from which a loss may turn NaN with no growth before
+    growth: float = 10.0  # of gradient or loss in the ten steps before it turns NaN; of the loss where it grows geometrically
+    raised: float = (
+        3.0  # rise of the learning rate since the last sampled step from which its steps are taken to have grown along
+    )
+    sustained_steps: int = 50
+    sustained_frames: int = 10
+    good_step: float = 0.01  # update ratio that the remedy aims at
+    least_cut: float = 0.125  # the remedy divides the rate by eight at least
+
+    def check(self, timeline: Timeline) -> Iterator[Hit]:
+        losses = timeline.loss
+        if len(losses) < 2 or not len(timeline.frames) or not math.isfinite(losses[0]):
+            return
+        sizes = step_sizes(timeline)
+        found = self._early(timeline, sizes) or self._late(timeline, sizes) or self._geometric(timeline, sizes)
+        found = found or self._sustained(timeline, sizes)
+        if found and not self._other_cause(timeline, found):
+            yield self._hit(timeline, sizes, found)
+
+    def _early(self, timeline: Timeline, sizes: npt.NDArray[np.float64]) -> _Overshoot | None:
+        losses, steps = timeline.loss, timeline.loss_steps
+        start = float(losses[0])
+        reference = max(abs(start), _known_baseline(timeline))
+        jumped = ~(losses <= start + self._rise(timeline) * reference)
+        if timeline.several_objectives:
+            jumped &= ~np.isfinite(losses)
+        place = int(np.argmax(jumped)) if jumped.any() else None
+        if place is None or steps[place] > self.early_steps or self._recovered(timeline, start):
+            return None
+        rows = np.flatnonzero(timeline.steps < steps[place])
+        return self._overshoot(timeline, sizes, rows, int(steps[place]), f"the loss jumped from {start:.3g} to {{worst}}")
+
+    def _late(self, timeline: Timeline, sizes: npt.NDArray[np.float64]) -> _Overshoot | None:
+        onset = blow_up(timeline)
+        if onset is None or self._rise(timeline) > self.rise and np.isfinite(timeline.loss).all():
+            return None
+        rows = np.flatnonzero(timeline.steps < onset)[-3:]
+        raised = _rates_of(timeline, np.array([onset - 1])) / _rates_of(timeline, timeline.steps[rows])
+        expected = sizes.copy()  # steps grow with the learning rate, which is known also where no frame was taken
+        expected[rows] *= np.where(raised > self.raised, raised, 1.0)
+        found = self._overshoot(timeline, expected, rows, onset, f"training blew up at step {onset}, to a loss of {{worst}}")
+        return found and replace(found, raised=float(raised[-1]) if raised[-1] > self.raised else 1.0)
+
+    def _overshoot(
+        self, timeline: Timeline, sizes: npt.NDArray[np.float64], rows: npt.NDArray[np.intp], step: int, story: str
+    ) -> _Overshoot | None:
+        rows = rows[sizes[rows] >= self.large_step]
+        if not len(rows) or not (self._grew(timeline, step) or sizes[rows].max() >= self.sudden_step):
+            return None
+        after = timeline.loss[timeline.loss_steps >= step]
+        finite = after[np.isfinite(after)]
+        worst = float(finite.max()) if len(finite) else math.nan
+        return _Overshoot(rows, step, worst, story.format(worst=f"{worst:.3g}" if len(finite) else "NaN"))
+
+    def _grew(self, timeline: Timeline, step: int) -> bool:
+        """Whether loss or gradient rose before, where the loss at ``step`` is not a finite number itself."""
+        place = int(np.searchsorted(timeline.loss_steps, step))
+        if place < len(timeline.loss) and math.isfinite(timeline.loss[place]):
+            return True
+        near = (timeline.pulse("step") < step) & (timeline.pulse("step") >= step - 10)
+        loss, norm = (timeline.pulse(name)[near] for name in ("loss", "gradient_norm"))
+        return any(len(x) > 1 and bool(np.any(x[1:] > self.growth * abs(x[0]))) for x in (loss, norm))
+
+    def _geometric(self, timeline: Timeline, sizes: npt.NDArray[np.float64]) -> _Overshoot | None:
+        rising = np.isfinite(timeline.loss[:64]) & (timeline.loss[:64] > 0)
+        count = len(rising) if rising.all() else int(np.argmin(rising))
+        norms = timeline.pulse("gradient_norm")[timeline.pulse("backwards") > 0][:count]
+        if count < 6 or timeline.several_objectives or not (norms[[0, -1]] > 0).all() or not np.isfinite(norms[[0, -1]]).all():
+            return None
+        logs = np.log(timeline.loss[:count])
+        slope, offset = np.polyfit(np.arange(count), logs, 1)
+        total, stray = slope * (count - 1), float(np.std(logs - slope * np.arange(count) - offset))
+        carried_over = math.log(norms[-1] / norms[0]) / total if total > 0 else 0.0
+        rows = np.flatnonzero(timeline.steps < timeline.loss_steps[count - 1])
+        if total < math.log(self.growth) or stray > 0.15 * total or not 0.25 <= carried_over <= 1.25:
+            return None
+        if (
+            not len(rows)
+            or not (sizes[rows[-3:]] >= self.large_step).any()
+            or self._recovered(timeline, float(timeline.loss[0]))
+        ):
+            return None
+        story = f"the loss grew by a factor {math.exp(slope):.3g} in every step, from {timeline.loss[0]:.3g} to {timeline.loss[count - 1]:.3g}"
+        rows = rows[sizes[rows] >= self.large_step]
+        return _Overshoot(rows, int(timeline.loss_steps[0]), float(timeline.loss[count - 1]), story)
+
+    def _sustained(self, timeline: Timeline, sizes: npt.NDArray[np.float64]) -> _Overshoot | None:
+        rows = np.flatnonzero(np.isfinite(sizes))
+        if len(rows) < self.sustained_frames or timeline.step_count < self.sustained_steps:
+            return None
+        gone = timeline.several_objectives or timeline.converged or timeline.progressing
+        if gone or self._recovered(timeline, float(timeline.loss[0])) or not np.median(sizes[rows]) >= self.large_step:
+            return None
+        story = f"the loss went from {timeline.first_loss:.3g} to {timeline.last_loss:.3g} in {timeline.step_count} steps"
+        rows = rows[sizes[rows] >= self.large_step]
+        return _Overshoot(rows, int(timeline.steps[rows[0]]), timeline.last_loss, story, Severity.WARNING)
+
+    def _rise(self, timeline: Timeline) -> float:
+        """The jump that cannot be chance, given how many numbers a loss is the mean of."""
+        losses = timeline.info.wiring.losses if timeline.info.wiring else ()
+        shapes = [loss.target_shape for loss in losses if loss.target_shape is not None]
+        return self.noisy_rise if shapes and math.prod(shapes[0]) < self.few_terms else self.rise
+
+    def _recovered(self, timeline: Timeline, start: float) -> bool:
+        """Whether the loss has come down from where it began, and below the best constant prediction's where that is known."""
+        last = timeline.last_loss
+        baseline = _known_baseline(timeline)
+        return bool(last < start - 0.1 * abs(start)) and not (baseline > 0 and last > 0.95 * baseline)
+
+    def _other_cause(self, timeline: Timeline, found: _Overshoot) -> bool:
+        """Whether gradients were not cleared, data was not finite, or weight decay alone makes the steps as long."""
+        seen = timeline.steps <= found.step + 1
+        carried = (timeline.column("weight_gradient.carried")[seen] > 0).any()
+        if carried or (timeline.column("input.nonfinite")[seen] > 0).any():
+            return True
+        rates = timeline.pulse("learning_rate")
+        rate = float(np.max(rates[np.isfinite(rates)], initial=0.0))
+        return (
+            rate * max((o.settings.get("weight_decay", 0.0) for o in timeline.info.optimizers), default=0.0) > self.large_step
+        )
+
+    def _hit(self, timeline: Timeline, sizes: npt.NDArray[np.float64], found: _Overshoot) -> Hit:
+        row = int(found.rows[0])
+        first = int(timeline.steps[row]) if found.raised == 1 else found.step - 1
+        size = float(sizes[row]) * found.raised
+        rate = float(_rates_of(timeline, np.array([first]))[0])
+        better = self._better(rate, sizes[found.rows[:5]] * found.raised)
+        owners = [
+            timeline.parameters[s.path].module if s.path in timeline.parameters else s.path for s in timeline.schema.parameters
+        ]
+        return Hit(
+            modules=largest(timeline.update_ratios[row], owners),
+            first_step=first,
+            last_step=max(first, int(timeline.steps[found.rows[-1]])),
+            evidence={
+                "update_ratio": plain(size),
+                "healthy_update_ratio": self.good_step,
+                "learning_rate": plain(rate),
+                "learning_rate_raised": plain(found.raised),
+                "first_loss": plain(float(timeline.loss[0])),
+                "worst_loss": plain(found.loss),
+                "onset": found.step,
+            },
+            message=self._message(first, size, rate, found),
+            remedy=_remedy(rate, better),
+            severity=found.severity,
+            strength=3.0,
+        )
+
+    def _message(self, first: int, size: float, rate: float, found: _Overshoot) -> str:
+        if found.raised > 1:
+            risen = f"By step {first} the learning rate had risen {found.raised:.3g} times, to {rate:g}: such a step changes"
+        else:
+            risen = f"Step {first} changed"
+        return f"{risen} the median weight matrix by {_share(size)}, where 0.1 to 1 % is usual, and {found.story}."
+
+    def _better(self, rate: float, sizes: npt.NDArray[np.float64]) -> float:
+        finite = sizes[np.isfinite(sizes)]
+        factor = self.good_step / float(np.median(finite)) if len(finite) else 1e-3
+        return one_digit(rate * min(factor, self.least_cut))
+
+
+def _known_baseline(timeline: Timeline) -> float:
+    losses = timeline.info.wiring.losses if timeline.info.wiring else ()
+    return (losses[0].baseline or 0.0) if len(losses) == 1 else 0.0
+
+
+def _rates_of(timeline: Timeline, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """The learning rate at these steps, NaN where it is not known."""
+    known = timeline.pulse("step")
+    places = np.minimum(np.searchsorted(known, steps), max(len(known) - 1, 0))
+    rates = timeline.pulse("learning_rate")[places]
+    return np.where((known[places] == steps) & (rates > 0), rates, np.nan)
+
+
+def _share(size: float) -> str:
+    return f"{100 * size:.3g} % of its norm" if size < 10 else f"{size:.3g} times its norm"
+
+
+def _remedy(rate: float, better: float) -> Remedy:
+    if not rate > 0 or not better > 0:
+        return Remedy("Lower the learning rate to an eighth, and again until the first steps change weights by 1 % at most.")
+    return Remedy(
+        f"Lower the learning rate from {rate:g} to {better:g}; the value comes from the size of the first steps.",
+        f'for group in optimizer.param_groups:\n    group["lr"] = {better:g}  # was {rate:g}',
+    )

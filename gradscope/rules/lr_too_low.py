@@ -1,0 +1,143 @@
+"""Steps so small that training stands still."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+from typing import final
+
+import numpy as np
+
+from gradscope.depth import one_digit
+from gradscope.depth import plain
+from gradscope.depth import row_medians
+from gradscope.evidence import warming_up
+from gradscope.records import Hit
+from gradscope.records import Remedy
+from gradscope.records import Severity
+from gradscope.rule import Rule
+from gradscope.timeline import Timeline
+from gradscope.trends import falls
+
+
+@final
+@dataclass(frozen=True)
+class LrTooLow(Rule):
+    """The learning rate is so low that no weight matrix moves enough for the loss to change.
+
+    ## What it does
+
+    Looks at the update ratio, the norm of a step over the norm of the weight. It speaks where the median over the sampled
+    steps is below 0.00001 for every trained matrix, over 100 steps or more, and the loss has moved by less than 1 % from the first
+    half of them to the second, or by no more than chance (Mann-Kendall).
+
+    ## Why it is bad
+
+    At a ratio of 0.00001 it takes 100,000 steps in the same direction to change a weight by its own size. Trainings that work
+    show median ratios of 0.0002 to 0.02; with Adam at a learning rate of 0.0000001 it was 0.0000005, and the loss moved by less
+    than 1 % in 100 steps.
+
+    ## How it is told apart
+
+    - During a warm-up the learning rate still rises, and at the end of a decay it is below a twentieth of its peak: both are
+      left alone.
+    - Weights that do not move at all are not held by an optimizer, or have no gradient; see optimizer-misses-parameters and
+      weights-not-moving.
+    - Where the gradient itself is tiny (vanishing, or clipped too tightly) the learning rate is not to blame: without an
+      adaptive optimizer the gradient's norm must be at least a thousandth of the weights'; with one, the gradient must be well
+      above the optimizer's eps.
+    - A training that has converged, and one with several objectives, is left alone.
+
+    ## What to do
+
+    Raise the learning rate so that the median update ratio comes to 0.001.
+
+    ## Known false alarms
+
+    A fine-tuning that is meant to change next to nothing.
+
+    ## References
+
+    A. Karpathy, lecture notes of CS231n, "Ratio of weights:updates": it should be around 0.001.
+    """
+
+    family: ClassVar[str] = "learning rate, optimizer"
+    kind: ClassVar[str] = "cause"
+    needs: ClassVar[tuple[str, ...]] = ("update.ratio", "pulse.loss", "pulse.gradient_norm")
+    least_steps: ClassVar[int] = 100
+    explains: ClassVar[tuple[str, ...]] = ("loss-plateau",)
+
+    most_ratio: float = 1e-5  # of every matrix, median over the sampled steps
+    least_frames: int = 5
+    most_change: float = 0.01  # of the loss, from the first half of the run to the second
+    least_of_peak: float = 0.05  # of the learning rate; below it a schedule has ended
+    least_gradient: float = 1e-3  # norm of the gradient over that of the weights, without an adaptive optimizer
+    eps_margin: float = 10.0  # gradient's rms over eps, with one
+    good_ratio: float = 1e-3
+
+    def check(self, timeline: Timeline) -> Iterator[Hit]:
+        if len(timeline.frames) < self.least_frames or timeline.converged or timeline.several_objectives:
+            return
+        ratios = row_medians(timeline.update_ratios.T)
+        known = ratios[np.isfinite(ratios)]
+        if not len(known) or not 0 < known.max() < self.most_ratio or not self._stands_still(timeline):
+            return
+        if self._scheduled(timeline) or self._tiny_gradient(timeline):
+            return
+        yield self._hit(timeline, ratios, float(np.median(known)))
+
+    def _stands_still(self, timeline: Timeline) -> bool:
+        """Whether the loss changed by less than the threshold from the first half to the second, or no more than by chance."""
+        if not np.isfinite(timeline.loss).all() or timeline.learning:
+            return False
+        parts = np.array([np.median(part) for part in np.array_split(timeline.loss, min(40, len(timeline.loss)))])
+        before, after = np.median(parts[: len(parts) // 2]), np.median(parts[len(parts) // 2 :])
+        return bool(abs(after - before) < self.most_change * abs(before)) or not falls(parts)
+
+    def _scheduled(self, timeline: Timeline) -> bool:
+        rates = timeline.pulse("learning_rate")
+        rates = rates[np.isfinite(rates)]
+        ended = len(rates) > 0 and rates[-1] < self.least_of_peak * rates.max()
+        return bool(ended) or warming_up(timeline)
+
+    def _tiny_gradient(self, timeline: Timeline) -> bool:
+        gradients = timeline.column("weight_gradient.norm")[:, timeline.trained]
+        gradient = float(np.median(np.sqrt(np.nansum(np.square(gradients, dtype=np.float64), axis=1))))
+        eps = [optimizer.settings["eps"] for optimizer in timeline.info.optimizers if "eps" in optimizer.settings]
+        if eps:
+            held = [p for p in timeline.info.parameters if p.trainable and p.name in timeline.optimized]
+            return not gradient / math.sqrt(max(sum(p.size for p in held), 1)) >= self.eps_margin * max(eps)
+        weights = timeline.column("weight.norm")[:, timeline.trained]
+        weight = float(np.median(np.sqrt(np.nansum(np.square(weights, dtype=np.float64), axis=1))))
+        return not gradient >= self.least_gradient * weight
+
+    def _hit(self, timeline: Timeline, ratios: np.ndarray, ratio: float) -> Hit:
+        rates = timeline.pulse("learning_rate")
+        rate = float(np.max(rates[np.isfinite(rates)], initial=0.0))
+        better = one_digit(rate * self.good_ratio / ratio) if ratio > 0 else 0.0
+        places = np.flatnonzero(np.isfinite(ratios))
+        names = [timeline.parameters[timeline.schema.parameters[i].path].module for i in places]
+        code = f'for group in optimizer.param_groups:\n    group["lr"] = {better:g}  # was {rate:g}' if better else None
+        return Hit(
+            modules=tuple(dict.fromkeys(names)),
+            first_step=int(timeline.steps[0]),
+            last_step=int(timeline.steps[-1]),
+            evidence={
+                "update_ratio": plain(ratio),
+                "healthy_update_ratio": self.good_ratio,
+                "learning_rate": plain(rate),
+                "first_loss": plain(timeline.first_loss),
+                "last_loss": plain(timeline.last_loss),
+            },
+            message=(
+                f"A step changes the median weight matrix by {ratio:.2g} of its norm, where {self.good_ratio:g} is usual, and the "
+                f"loss went from {timeline.first_loss:.4g} to {timeline.last_loss:.4g} in {timeline.step_count} steps."
+            ),
+            remedy=Remedy(
+                f"Raise the learning rate from {rate:g} to {better:g}." if better else "Raise the learning rate.", code
+            ),
+            severity=Severity.WARNING,
+            strength=3.0,
+        )

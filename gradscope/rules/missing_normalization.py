@@ -1,0 +1,177 @@
+"""Residual stacks and deep plain nets that nothing keeps in scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+from typing import final
+
+import numpy as np
+
+from gradscope.depth import LEAST_BLOCKS
+from gradscope.depth import begins_at_zero
+from gradscope.depth import decades
+from gradscope.depth import has_norm
+from gradscope.depth import init_growth
+from gradscope.depth import init_ratios
+from gradscope.depth import plain
+from gradscope.depth import step_sizes
+from gradscope.evidence import blow_up
+from gradscope.evidence import gravity
+from gradscope.records import Hit
+from gradscope.records import ParameterInfo
+from gradscope.records import Remedy
+from gradscope.records import Severity
+from gradscope.rule import Rule
+from gradscope.timeline import Timeline
+from gradscope.trends import theil_sen
+
+
+@final
+@dataclass(frozen=True)
+class MissingNormalization(Rule):
+    """A deep model has no normalisation, and its scale grows with depth or its first steps blow it up.
+
+    ## What it does
+
+    In a model without any normalisation it looks for two patterns.
+
+    - A residual stack of six blocks or more whose output, at step 0, grows by a tenth of a decade a block or more, while the
+      layers inside the blocks are initialised well (median rho = fan_in * Var(W) / gain^2 between 0.3 and 2.5).
+    - A plain net of ten matrix layers or more whose scale is even over depth at step 0, and which blows up within the
+      first ten steps although no step before moved the median weight matrix by a tenth of its norm.
+
+    ## Why it is bad
+
+    Each block adds a branch as large as its input, so the variance doubles from block to block: 30 blocks multiplied
+    the signal by 6,200 and the gradient by 26,000, and a learning rate of 0.05 overshot the valley of the loss by a factor
+    19,000. With a LayerNorm before each branch it was 0.1. In a deep plain net the small changes of all layers multiply, so
+    that a step that each layer would bear is too much for all of them together.
+
+    ## How it is told apart
+
+    - Too large initial weights show a median rho above 2.5; see init-too-large.
+    - A model with any normalisation, as a module or as a function, is left alone, and so are residual branches that start at
+      zero or scaled down (Fixup, ReZero): their blocks do not grow.
+    - A learning rate that is too high moves the median matrix by a tenth of its norm or more before the blow-up; see
+      lr-too-high.
+
+    ## What to do
+
+    Normalise the input of each branch (LayerNorm, RMSNorm, GroupNorm for convolutions), or scale each branch by 1/sqrt(number of
+    blocks), or start the last layer of each branch at zero.
+
+    ## Known false alarms
+
+    Deep residual nets without normalisation that train with a small learning rate: there the finding is no more than an aside.
+
+    ## References
+
+    S. De and S. Smith, "Batch Normalization Biases Residual Blocks Towards the Identity Function", 2020.
+    H. Zhang, Y. Dauphin, T. Ma, "Fixup Initialization", 2019. A. Brock, S. De, S. Smith, "Characterizing signal propagation to
+    close the performance gap in unnormalized ResNets", 2021.
+    """
+
+    family: ClassVar[str] = "normalisation"
+    kind: ClassVar[str] = "cause"
+    needs: ClassVar[tuple[str, ...]] = ("fact.wiring", "activation.rms", "weight.norm")
+    explains: ClassVar[tuple[str, ...]] = (
+        "lr-too-high", "exploding-gradients", "loss-divergence", "gradient-spikes", "residual-growth", "activation-growth",
+        "dead-units", "saturated-units", "nonfinite-origin", "nonfinite-gradients", "nonfinite-loss", "loss-plateau",
+        "initial-loss-off",
+    )  # fmt: skip
+
+    least_slope: float = 0.1  # decades of rms a block; doubling the variance is 0.15
+    least_rho: float = 0.3  # median over the layers
+    most_rho: float = 2.5
+    least_blocks: int = LEAST_BLOCKS
+    least_plain_layers: int = 10
+    plain_steps: int = 10  # within which a plain net blows up
+    most_step: float = 0.1  # update ratio of the median matrix up to the blow-up; larger ones are the learning rate's fault
+    even_slope: float = 0.1  # decades of signal a layer, either way, in a plain net that is initialised well
+
+    def check(self, timeline: Timeline) -> Iterator[Hit]:
+        wiring = timeline.info.wiring
+        if wiring is None or has_norm(timeline) or not begins_at_zero(timeline):
+            return
+        if wiring.residual_additions >= self.least_blocks:
+            yield from self._residual(timeline)
+        elif not wiring.residual_additions:
+            yield from self._plain(timeline)
+
+    def _residual(self, timeline: Timeline) -> Iterator[Hit]:
+        blocks = list(timeline.blocks)
+        rhos = list(init_ratios(timeline).values())
+        if len(blocks) < self.least_blocks or not rhos or not self.least_rho <= np.median(rhos) <= self.most_rho:
+            return
+        slope = theil_sen(decades(timeline.column("activation.rms")[0][blocks]))
+        if slope >= self.least_slope:
+            yield self._residual_hit(timeline, blocks, slope, float(np.median(rhos)))
+
+    def _residual_hit(self, timeline: Timeline, blocks: list[int], slope: float, rho: float) -> Hit:
+        names = tuple(timeline.schema.modules[block].path for block in blocks)
+        return Hit(
+            modules=names,
+            first_step=0,
+            last_step=0,
+            evidence={"blocks": len(blocks), "decades_per_block": plain(slope), "rho": plain(rho)},
+            message=(
+                f"The residual stack has no normalisation: at step 0 its scale grows by a factor {10**slope:.3g} a block, "
+                f"{10 ** (slope * (len(blocks) - 1)):.3g} over {len(blocks)} blocks, though the weights are of the right size "
+                f"(rho {rho:.2g})."
+            ),
+            remedy=_branch_norm(timeline, names),
+            severity=gravity(timeline),
+            strength=4.0,
+        )
+
+    def _plain(self, timeline: Timeline) -> Iterator[Hit]:
+        onset = blow_up(timeline)
+        if len(timeline.layers) < self.least_plain_layers or onset is None or onset > self.plain_steps:
+            return
+        growth = init_growth(timeline)
+        before = timeline.steps < max(onset, 1)
+        sizes = step_sizes(timeline)[before]
+        sizes = sizes[np.isfinite(sizes)]
+        if growth is None or not len(sizes) or not abs(growth.slope) <= self.even_slope or sizes.max() >= self.most_step:
+            return
+        yield Hit(
+            modules=tuple(layer.module.path for layer in timeline.layers),
+            first_step=0,
+            last_step=onset,
+            evidence={"layers": len(timeline.layers), "update_ratio": plain(float(sizes.max())), "onset": onset},
+            message=(
+                f"{len(timeline.layers)} layers without normalisation blew up at step {onset}, though no step before moved the "
+                f"median weight matrix by more than {sizes.max():.2g} of its norm: the layers' changes multiply."
+            ),
+            remedy=_layer_norm(timeline),
+            severity=Severity.CRITICAL,
+            strength=3.0,
+        )
+
+
+def _branch_norm(timeline: Timeline, blocks: tuple[str, ...]) -> Remedy:
+    first = next((x.weight for x in timeline.layers if x.module.path.startswith(f"{blocks[0]}.")), None)
+    layer = _norm_for(first)
+    kind = timeline.modules[blocks[0]].type
+    return Remedy(
+        f"Normalise what each branch takes in: {layer} at the start of the branch of each of the {len(blocks)} blocks; or scale "
+        f"each branch by {len(blocks) ** -0.5:.2g}.",
+        f"# in {kind}.__init__:\nself.norm = torch.nn.{layer}\n# in {kind}.forward, with the branch as it is now:\n"
+        "x = x + self.branch(self.norm(x))",
+    )
+
+
+def _layer_norm(timeline: Timeline) -> Remedy:
+    width = timeline.layers[0].weight.shape[0]
+    return Remedy(
+        "Put a LayerNorm between each layer and its activation, or lower the learning rate to an eighth.",
+        f"torch.nn.LayerNorm({width})  # after each torch.nn.Linear(…, {width}), before its activation",
+    )
+
+
+def _norm_for(weight: ParameterInfo | None) -> str:
+    if weight is None:
+        return "LayerNorm(width)"
+    return f"LayerNorm({weight.shape[1]})" if len(weight.shape) == 2 else f"GroupNorm(1, {weight.shape[1]})"

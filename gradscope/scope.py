@@ -1,0 +1,254 @@
+"""``attach`` and the ``Scope`` it returns: capture, record and diagnosis of one model, live."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import socket
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import final
+
+import numpy as np
+import torch
+
+from gradscope import exits
+from gradscope.capture.watch import Watch
+from gradscope.diagnosis import chosen
+from gradscope.diagnosis import diagnose
+from gradscope.failures import warn
+from gradscope.live import Archive
+from gradscope.live import run_directory
+from gradscope.records import Finding
+from gradscope.records import Frame
+from gradscope.records import RunInfo
+from gradscope.records import RunReport
+from gradscope.report import Report
+from gradscope.report import markdown
+from gradscope.timeline import Timeline
+from gradscope.version import __version__
+
+GROWTH_BETWEEN_JUDGEMENTS = 1.3  # frames must have grown by this factor before the rules look again; keeps their cost linear
+
+
+def attach(
+    model: torch.nn.Module,
+    logdir: str | os.PathLike[str] | None = None,
+    *,
+    budget: float = 0.02,
+    every: int | None = None,
+    include: str | None = None,
+    exclude: str | None = None,
+    select: Iterable[str] | None = None,
+    ignore: Iterable[str] | None = None,
+    probe: bool = True,
+    name: str | None = None,
+    on_finding: Callable[[Finding], None] | None = None,
+) -> Scope:
+    """Watch a model's training from now on; the one line that a training script needs.
+
+    It may stand before or after the optimizer is made. What is seen goes to ``logdir`` (default: ``runs/<time>_<host>``) for
+    TensorBoard and ``gradscope report``. ``budget`` is the share of the step time that watching may take; ``every=n`` samples
+    each n-th optimizer step instead. ``include`` and ``exclude`` are regular expressions that module names are searched for;
+    ``select`` and ``ignore`` name rules. ``name`` tells several models in one logdir apart (default: the model's class).
+    ``on_finding`` is called once with each finding when it first appears.
+
+    Raises TypeError for a model that is no ``torch.nn.Module``, ValueError for a budget or cadence that cannot be kept, and
+    UnknownRule (a ValueError) for a rule that does not exist. Nothing waits for the device.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"attach() expects a torch.nn.Module to watch, and was given a {type(model).__name__}.")
+    if not 0 < budget <= 1:
+        raise ValueError(f"budget is the share of the step time that watching may take, above 0 and at most 1; found {budget!r}.")
+    if every is not None and every < 1:
+        raise ValueError(f"every=n samples each n-th step, so n is at least 1; found {every!r}.")
+    title = name or type(model).__name__
+    info = RunInfo(
+        name=title,
+        model=type(model).__name__,
+        versions=_versions(),
+        started=time.time(),
+        budget=budget,
+        every=every,
+        select=None if select is None else tuple(select),
+        ignore=tuple(ignore or ()),
+        probe="not built into this version" if probe else "switched off with probe=False",
+    )
+    chosen(info.select, info.ignore)
+    where = Path(logdir) if logdir is not None else _default_logdir()
+    directory = run_directory(where, title, explicit=name is not None, taken=exits.EXITS.directories())
+    return Scope(model, info, directory, include=include, exclude=exclude, on_finding=on_finding)
+
+
+@final
+class Scope:
+    """The watch over one model. Made by ``attach``; a context manager that closes itself."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        info: RunInfo,
+        directory: Path,
+        *,
+        include: str | None,
+        exclude: str | None,
+        on_finding: Callable[[Finding], None] | None,
+    ) -> None:
+        self._rules = chosen(info.select, info.ignore)
+        self._on_finding = on_finding
+        self._archive = Archive(directory)
+        self._findings: dict[str, Finding] = {}
+        self._judge_at = 1
+        self._closed = False
+        self._watch = Watch(model, info, self, include=include, exclude=exclude, guard=self._failed)
+        self._archive.info(info)
+        self._watch.start()
+        exits.EXITS.register(self, directory)
+        weakref.finalize(model, _close_if_there, weakref.ref(self)).atexit = False
+
+    # -- for users
+
+    @property
+    def logdir(self) -> Path:
+        """The directory that ``gradscope report`` and TensorBoard take."""
+        return self._archive.logdir
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What has been found so far, most important first. Looks at what was judged last; waits for nothing."""
+        return tuple(self._findings.values())
+
+    def report(self) -> Report:
+        """The report so far, over every step that has ended. Waits for the device."""
+        self._watch.settle()
+        return Report((self._judge(),))
+
+    def observe(self, *, loss: float | torch.Tensor | None = None, **scalars: float) -> None:
+        """Tell what cannot be seen from outside: a loss that no ``backward()`` shows, and scalars for TensorBoard."""
+        if self._closed:
+            return
+        if loss is not None:
+            self._watch.observe_loss(loss)
+        self._archive.observe(scalars)
+
+    def step(self) -> None:
+        """Say that a step has ended, in a loop that has no ``torch.optim.Optimizer``."""
+        if not self._closed:
+            self._watch.manual_step()
+
+    def close(self) -> None:
+        """Take every hook off and write what is left. Waits for the device; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._watch.stop()
+            self._judge()
+        except Exception:
+            self._say_failed("while closing")
+        finally:
+            self._archive.close()
+            exits.EXITS.unregister(self)
+
+    def __enter__(self) -> Scope:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # -- for the watch
+
+    def info(self, info: RunInfo) -> None:
+        self._archive.info(info)
+
+    def frame(self, frame: Frame) -> None:
+        self._archive.frame(frame)
+
+    def pulse(self, row: tuple[float, ...]) -> None:
+        self._archive.pulse(row)
+
+    def step_done(self) -> None:
+        """Judge what is there, where enough has come since the last time."""
+        if len(self._archive.frames) >= self._judge_at or self._watch.alarmed:
+            self._watch.alarmed = False
+            self._judge()
+
+    def flush(self) -> None:
+        """Put what was captured on the disk."""
+        self._watch.settle()
+        self._archive.flush()
+
+    # -- judging
+
+    def _judge(self) -> RunReport:
+        frames = self._archive.frames
+        self._judge_at = max(len(frames) + 1, int(len(frames) * GROWTH_BETWEEN_JUDGEMENTS))
+        timeline = Timeline(self._watch.info, frames, self._archive.pulses)
+        report = diagnose(timeline, self._rules)
+        self._tell(report)
+        return report
+
+    def _tell(self, report: RunReport) -> None:
+        before = self._findings
+        self._findings = {finding.rule: finding for finding in report.findings}
+        if self._findings.keys() != before.keys() or self._closed:
+            self._archive.text(markdown.render((report,)), max(report.steps - 1, 0))
+        for rule, finding in self._findings.items():
+            if rule not in before and self._on_finding is not None:
+                self._call_back(finding)
+
+    def _call_back(self, finding: Finding) -> None:
+        if self._on_finding is None:
+            return
+        try:
+            self._on_finding(finding)
+        except Exception as error:
+            self._on_finding = None
+            warn("callback-failed", f"on_finding raised {type(error).__name__}: {error}; it is not called again.")
+
+    # -- failing
+
+    def _failed(self) -> None:
+        """Called from an except clause anywhere in the watching: say so once, and leave the training alone."""
+        if self._closed:
+            return
+        self._closed = True
+        self._say_failed("while watching")
+        try:
+            self._watch.stop()
+        except Exception:
+            pass
+        self._archive.close()
+        exits.EXITS.unregister(self)
+
+    def _say_failed(self, when: str) -> None:
+        error = sys.exc_info()[1]
+        warn("watching-failed", f"gradscope failed {when} and has stopped watching; training goes on. {type(error).__name__}: {error}")
+
+
+def _close_if_there(scope: weakref.ref[Scope]) -> None:
+    found = scope()
+    if found is not None:
+        found.close()
+
+
+def _default_logdir() -> Path:
+    """TensorBoard's habit, ``runs/<time>_<host>``."""
+    return Path("runs") / f"{time.strftime('%b%d_%H-%M-%S')}_{socket.gethostname()}"
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "gradscope": __version__,
+        "torch": torch.__version__,
+        "tensorboard": importlib.metadata.version("tensorboard"),
+        "numpy": np.__version__,
+        "python": ".".join(map(str, sys.version_info[:3])),
+    }
+
+

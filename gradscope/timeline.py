@@ -1,0 +1,263 @@
+"""Frames and pulses as columns: what rules look back on, and the gates that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+
+from gradscope.records import PULSE_FIELDS
+from gradscope.records import Array
+from gradscope.records import Frame
+from gradscope.records import ModuleInfo
+from gradscope.records import OptimizerInfo
+from gradscope.records import ParameterInfo
+from gradscope.records import RunInfo
+from gradscope.records import Schema
+from gradscope.records import Site
+from gradscope.trends import falls
+from gradscope.trends import median_of
+from gradscope.trends import smoothed
+
+# E[f²] and E[f'²] for a standard normal pre-activation, by numeric integration; 1/sqrt(E[f²]) is the gain of He et al. 2015.
+ACTIVATION_ENERGY = {
+    "relu": 0.500, "leaky_relu": 0.500, "tanh": 0.394, "sigmoid": 0.293, "gelu": 0.425,
+    "silu": 0.356, "elu": 0.645, "selu": 1.0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A matrix layer: a leaf module with a weight of two or more dimensions, at its first call in a forward pass."""
+
+    module: ModuleInfo
+    weight: ParameterInfo
+    site: int  # its index among the module sites
+    parameter: int  # its weight's index among the parameter sites
+
+    @property
+    def gain_squared(self) -> float:
+        """The factor of He's rule for the activation that follows: 2 for ReLU, 1 where none does."""
+        return 1.0 / ACTIVATION_ENERGY[self.module.activation] if self.module.activation in ACTIVATION_ENERGY else 1.0
+
+
+@final
+class Timeline:
+    """All that is known of one run, as columns of steps by sites. Rules read it; nothing but capture and replay adds to it.
+
+    ``frames`` and ``pulses`` come in the order of their steps. A column is built when it is first asked for and kept.
+    """
+
+    def __init__(self, info: RunInfo, frames: Iterable[Frame] = (), pulses: npt.NDArray[np.float64] | None = None) -> None:
+        self.info = info
+        self.frames = tuple(frames)
+        empty = np.zeros((0, len(PULSE_FIELDS)))
+        self._pulses = empty if pulses is None or not len(pulses) else np.asarray(pulses, dtype=np.float64)
+        self._columns: dict[str, Array] = {}
+
+    # -- columns
+
+    @cached_property
+    def steps(self) -> npt.NDArray[np.int64]:
+        """The sampled steps, rising."""
+        return np.array([frame.step for frame in self.frames], dtype=np.int64)
+
+    @property
+    def step_count(self) -> int:
+        """Optimizer steps that the run has made."""
+        return int(self._pulses[-1, 0]) + 1 if len(self._pulses) else (int(self.steps[-1]) + 1 if len(self.steps) else 0)
+
+    @cached_property
+    def schema(self) -> Schema:
+        """All sites of the run in execution order; a site that came later stands after those that were there."""
+        schemas = list(dict.fromkeys(frame.schema for frame in self.frames))
+        if len(schemas) == 1:
+            return schemas[0]
+        merge = lambda part: tuple(dict.fromkeys(site for schema in schemas for site in getattr(schema, part)))  # noqa: E731
+        return Schema(merge("inputs"), merge("modules"), merge("parameters"))
+
+    def column(self, name: str) -> Array:
+        """``activation.rms`` and the like: float32 [sampled steps, sites of its kind], NaN where it was not captured."""
+        if name not in self._columns:
+            self._columns[name] = self._build(name)
+        return self._columns[name]
+
+    def _build(self, name: str) -> Array:
+        kind = name.partition(".")[0]
+        sites = self.schema.sites(kind)
+        table = np.full((len(self.frames), len(sites)), np.nan, dtype=np.float32)
+        places: dict[Schema, npt.NDArray[np.int64] | slice] = {self.schema: slice(None)}
+        index = {site: i for i, site in enumerate(sites)}
+        for row, frame in zip(table, self.frames, strict=True):
+            values = frame.columns.get(name)
+            if values is None:
+                continue
+            if frame.schema not in places:
+                places[frame.schema] = np.array([index[site] for site in frame.schema.sites(kind)], dtype=np.int64)
+            row[places[frame.schema]] = values
+        return table
+
+    def pulse(self, field: str) -> npt.NDArray[np.float64]:
+        """One field of every step's pulse, see ``records.PULSE_FIELDS``."""
+        return self._pulses[:, PULSE_FIELDS.index(field)]
+
+    # -- facts
+
+    def lack(self, need: str) -> str | None:
+        """Why ``need`` (a column, ``pulse.<field>`` or ``fact.<name>``) is not there; None where it is."""
+        kind, _, name = need.partition(".")
+        if kind == "fact":
+            return self._lack_of_fact(name)
+        if kind == "pulse":
+            held = np.isfinite(self.pulse(name)) | ((name == "loss") & (self.pulse("backwards") > 0))
+            return None if held.any() else f"no {name.replace('_', ' ')} was seen"
+        if not len(self.frames):
+            return "no step was sampled"
+        sites = self.schema.sites(kind)
+        if not sites:
+            return {"input": "the model took no floating-point tensor as input"}.get(kind, f"no {kind.replace('_', ' ')} was seen")
+        return None if np.isfinite(self.column(need)).any() else f"{name.replace('_', ' ')} of {kind.replace('_', ' ')}s was not captured"
+
+    def _lack_of_fact(self, name: str) -> str | None:
+        if name == "wiring" and self.info.wiring is None:
+            return "no autograd graph was read: the loss's backward() was not seen"
+        if name == "loss" and not (self.info.wiring and any(loss.kind != "other" for loss in self.info.wiring.losses)):
+            return "the loss function was not recognised in the autograd graph"
+        if name == "optimizer" and not self.info.optimizers:
+            return "no optimizer that holds the model's parameters was seen stepping"
+        return None
+
+    @cached_property
+    def modules(self) -> dict[str, ModuleInfo]:
+        return {module.path: module for module in self.info.modules}
+
+    @cached_property
+    def parameters(self) -> dict[str, ParameterInfo]:
+        return {parameter.name: parameter for parameter in self.info.parameters}
+
+    @cached_property
+    def optimized(self) -> dict[str, OptimizerInfo]:
+        """The optimizer of each parameter that one holds."""
+        return {name: optimizer for optimizer in self.info.optimizers for name in optimizer.parameters}
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The matrix layers in execution order."""
+        places = {site.path: i for i, site in enumerate(self.schema.parameters)}
+        return tuple(
+            Layer(module, weight, site_index, places[weight.name])
+            for site_index, site in enumerate(self.schema.modules)
+            if site.call == 0 and (module := self.modules.get(site.path)) and module.role in ("linear", "conv")
+            if (weight := self._weight_of(module)) and weight.name in places
+        )
+
+    def _weight_of(self, module: ModuleInfo) -> ParameterInfo | None:
+        matrices = [p for name in module.parameters if (p := self.parameters.get(name)) and len(p.shape) >= 2]
+        return max(matrices, key=lambda parameter: parameter.size, default=None)
+
+    @cached_property
+    def blocks(self) -> tuple[int, ...]:
+        """Indices of the module sites of the longest row of siblings of one class, the residual blocks of most nets."""
+        families: dict[tuple[str, str], list[int]] = {}
+        for index, site in enumerate(self.schema.modules):
+            module = self.modules.get(site.path)
+            if module and site.call == 0 and module.role in ("container", "other"):
+                families.setdefault((site.path.rpartition(".")[0], module.type), []).append(index)
+        longest = max(families.values(), key=len, default=[])
+        return tuple(longest) if len(longest) >= 3 else ()
+
+    @cached_property
+    def trained(self) -> npt.NDArray[np.bool_]:
+        """Which parameter sites are trainable and held by an optimizer; [parameter sites]."""
+        known = [self.parameters.get(site.path) for site in self.schema.parameters]
+        return np.array([bool(p and p.trainable and p.name in self.optimized) for p in known], dtype=bool)
+
+    @cached_property
+    def update_ratios(self) -> Array:
+        """Update ratio of the trained matrices, NaN for all else: zero at the start, frozen, one-dimensional; [steps, parameters]."""
+        known = [self.parameters.get(site.path) for site in self.schema.parameters]
+        counted = np.array([bool(p and len(p.shape) >= 2 and not p.zero_at_start) for p in known], dtype=bool) & self.trained
+        return np.where(counted[None, :], self.column("update.ratio"), np.float32(np.nan))
+
+    # -- gates
+
+    @cached_property
+    def loss(self) -> npt.NDArray[np.float64]:
+        """The loss of every step that had a backward call, in order."""
+        return self.pulse("loss")[self.pulse("backwards") > 0]
+
+    @cached_property
+    def loss_steps(self) -> npt.NDArray[np.int64]:
+        """The steps that ``loss`` is of."""
+        return self.pulse("step")[self.pulse("backwards") > 0].astype(np.int64)
+
+    @cached_property
+    def first_loss(self) -> float:
+        """Median of the first three losses: where training started."""
+        return median_of(self.loss[:3])
+
+    @cached_property
+    def last_loss(self) -> float:
+        """Median of the last tenth of the losses, of three at least and fifty at most; NaN where the last is not finite."""
+        if not len(self.loss) or not np.isfinite(self.loss[-1]):
+            return float("nan")
+        return median_of(self.loss[-min(50, max(3, len(self.loss) // 10)) :])
+
+    @cached_property
+    def baseline(self) -> float:
+        """The loss of the best constant prediction (ln C, Var(y)) where the graph told it, else the first loss."""
+        known = [loss.baseline for loss in self.info.wiring.losses if loss.baseline] if self.info.wiring else []
+        return known[0] if known else self.first_loss
+
+    @cached_property
+    def learning(self) -> bool:
+        """Whether the loss has come down by a tenth from where it started, or below 0 from above it: training works as a whole."""
+        return bool(np.isfinite(self.last_loss) and self.last_loss < self.first_loss - 0.1 * abs(self.first_loss))
+
+    @cached_property
+    def progressing(self) -> bool:
+        """Whether the last 100 losses still go down (Mann-Kendall) or reach a new minimum that is 1 % lower."""
+        recent = self.loss[-100:]
+        if not np.isfinite(recent).all() or len(recent) < 8:
+            return False
+        before = self.loss[:-100]
+        best = np.nanmin(before) if len(before) else recent[0]
+        return falls(recent) or bool(smoothed(recent).min() < best - 0.01 * abs(best))
+
+    @cached_property
+    def converged(self) -> bool:
+        """Whether the loss is under a twentieth of the best constant prediction's."""
+        return bool(np.isfinite(self.last_loss) and self.baseline > 0 and self.last_loss < 0.05 * self.baseline)
+
+    @cached_property
+    def several_objectives(self) -> bool:
+        """Whether several models or optimizers play in the loop (GAN, actor and critic): their losses need not fall."""
+        return self.info.shared_process or len(self.info.optimizers) > 1
+
+    @cached_property
+    def onset(self) -> int | None:
+        """The step at which the training blew up: not finite, or a loss that grew and never came back. None where it did not."""
+        candidates = [self._first_step(~np.isfinite(self.loss)), self._first_pulse(np.isinf(self.pulse("gradient_norm")))]
+        if np.isfinite(self.first_loss):
+            ceiling = self.first_loss + 2 * abs(self.first_loss) + 1e-12
+            if not self.last_loss <= ceiling:
+                candidates.append(self._first_step(~(self.loss <= ceiling)))
+        return min((step for step in candidates if step is not None), default=None)
+
+    def _first_step(self, held: npt.NDArray[np.bool_]) -> int | None:
+        return int(self.loss_steps[np.argmax(held)]) if held.any() else None
+
+    def _first_pulse(self, held: npt.NDArray[np.bool_]) -> int | None:
+        return int(self.pulse("step")[np.argmax(held)]) if held.any() else None
+
+    def site_names(self, kind: str) -> list[str]:
+        return [site.name for site in self.schema.sites(kind)]
+
+    def site_index(self, kind: str, path: str) -> int | None:
+        """Where the first call of ``path`` stands among the sites of ``kind``."""
+        sites = self.schema.sites(kind)
+        return sites.index(Site(path)) if Site(path) in sites else None

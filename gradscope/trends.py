@@ -1,0 +1,87 @@
+"""Small robust statistics over series: slopes, trends, spikes, and how long something has lasted."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.floating]
+Mask = npt.NDArray[np.bool_]
+
+SPIKE_WINDOW = 30  # values looked back on
+SPIKE_FLOOR = 0.1  # smallest spread of the logarithm that counts, so that flat series raise nothing
+
+
+def theil_sen(values: Floats) -> float:
+    """Median of the slopes between all pairs, NaN-safe: the slope of a line through ``values`` against 0, 1, 2, …
+
+    Source: P. K. Sen, 1968. NaN where fewer than two values are finite.
+    """
+    index = np.flatnonzero(np.isfinite(values))
+    if len(index) < 2:
+        return float("nan")
+    y = np.asarray(values, dtype=np.float64)[index]
+    i, j = np.triu_indices(len(index), k=1)
+    return float(np.median((y[j] - y[i]) / (index[j] - index[i])))
+
+
+def falls(values: Floats, *, z: float = 1.645) -> bool:
+    """Whether the series goes down, by the one-sided Mann-Kendall test (p < 0.05 at the default ``z``)."""
+    y = np.asarray(values, dtype=np.float64)
+    y = y[np.isfinite(y)]
+    n = len(y)
+    if n < 8:
+        return False
+    i, j = np.triu_indices(n, k=1)
+    s = float(np.sign(y[j] - y[i]).sum())
+    deviation = np.sqrt(n * (n - 1) * (2 * n + 5) / 18)  # of S under no trend
+    return s / deviation < -z
+
+
+def spike_scores(series: Floats) -> npt.NDArray[np.float64]:
+    """Robust z of each value against the 30 before it, on a logarithmic scale; 0 for the first ten.
+
+    z = (ln s_t - median) / max(1.4826 MAD, 0.1) over the window. Values that are not positive are left out.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(np.asarray(series, dtype=np.float64))
+    logs[~np.isfinite(logs)] = np.nan
+    scores = np.zeros(len(logs))
+    if len(logs) < 11:
+        return scores
+    padded = np.concatenate([np.full(SPIKE_WINDOW, np.nan), logs[:-1]])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, SPIKE_WINDOW)
+    enough = np.isfinite(windows).sum(axis=1) >= 10
+    seen = windows[enough]
+    middle = np.nanmedian(seen, axis=1)
+    spread = 1.4826 * np.nanmedian(np.abs(seen - middle[:, None]), axis=1)
+    scores[enough] = (logs[enough] - middle) / np.maximum(spread, SPIKE_FLOOR)
+    return np.nan_to_num(scores, nan=0.0)
+
+
+def lasting(held: Mask, *, least: int, window: int) -> Mask:
+    """Where at least ``least`` of the last ``window`` samples held, this one included; along the first axis."""
+    if window <= 1:
+        return held
+    counts = np.cumsum(held, axis=0, dtype=np.int64)
+    counts[window:] = counts[window:] - counts[:-window]
+    return held & (counts >= least)
+
+
+def first_held(held: Mask) -> int | None:
+    """Index of the first true entry of a vector, or None."""
+    index = np.flatnonzero(held)
+    return int(index[0]) if len(index) else None
+
+
+def smoothed(values: Floats, *, width: int = 5) -> npt.NDArray[np.float64]:
+    """Running median of the last ``width`` values; the start looks back on what there is. NaN counts as infinity."""
+    y = np.where(np.isnan(values), np.inf, np.asarray(values, dtype=np.float64))
+    padded = np.concatenate([np.repeat(y[:1], width - 1), y])
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=1) if len(y) else y
+
+
+def median_of(values: Floats) -> float:
+    """Median of the finite values; NaN where there is none."""
+    finite = np.asarray(values)[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else float("nan")

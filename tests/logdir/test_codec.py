@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from gradscope.logdir.codec import CodecError
+from gradscope.logdir.codec import dumps
+from gradscope.logdir.codec import loads
+from gradscope.records import Broadcast
+from gradscope.records import LossInfo
+from gradscope.records import ModuleInfo
+from gradscope.records import OptimizerInfo
+from gradscope.records import ParameterInfo
+from gradscope.records import RunInfo
+from gradscope.records import Schema
+from gradscope.records import Site
+from gradscope.records import Wiring
+
+FULL = RunInfo(
+    name="a",
+    model="Net",
+    modules=(ModuleInfo("b.0", "BatchNorm2d", "norm", ("b.0.weight",), "relu", True, 64),),
+    parameters=(ParameterInfo("b.0.weight", "b.0", (3, 4), "float32", True, False, ("tied.weight",)),),
+    optimizers=(OptimizerInfo("Adam", 1e-3, ("b.0.weight",), 2, {"beta1": 0.9, "eps": 1e-8}),),
+    wiring=Wiring(
+        losses=(LossInfo("mse", "MseLossBackward0", "mean", (4, 1), (4,), None, "softmax", 0.25),),
+        broadcasts=(Broadcast("SubBackward0", (4, 1), (4,), (4, 4)),),
+        reached=("b.0.weight",),
+        cuts=(("a", "b"),),
+    ),
+    versions={"torch": "2.13"},
+    select=("lr-too-high",),
+    notes=("ü \u2028 ☃",),
+)
+
+
+def test_every_kind_of_field_comes_back():
+    assert loads(RunInfo, dumps(FULL)) == FULL
+
+
+@given(st.builds(Site, path=st.text(), call=st.integers(0, 99)), st.lists(st.text()))
+def test_any_site_name_comes_back(site, names):
+    schema = Schema(modules=(site, *(Site(name) for name in names)))
+    assert loads(Schema, dumps(schema)) == schema
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+def test_numbers_that_are_not_finite_survive_as_strict_json(number):
+    text = dumps(replace(FULL, started=number))
+
+    def forbid(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    json.loads(text, parse_constant=forbid)
+    found = loads(RunInfo, text).started
+    assert found == number or (math.isnan(found) and math.isnan(number))
+
+
+def test_unknown_keys_are_ignored_and_missing_ones_take_their_default():
+    text = '{"name": "a", "model": "M", "from_the_future": {"x": [1]}, "modules": [{"path": "p", "type": "T", "role": "r", "z": 0}]}'
+    assert loads(RunInfo, text) == RunInfo("a", "M", modules=(ModuleInfo("p", "T", "r"),))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", "null", '"x"', '{"name": "a"}', '{"name": 1, "model": "M"}', '{"name": "a", "model": "M", "modules": {}}',
+        '{"name": "a", "model": "M", "modules": [7]}', '{"name": "a", "model": "M", "started": "soon"}',
+        '{"name": "a", "model": "M", "started": true}', '{"name": "a", "model": "M", "every": true}',
+        '{"name": "a", "model": "M", "wiring": {"cuts": [["a", "b", "c"]]}}', '{"name": "a", "model": "M", "started": 1' + "0" * 400 + "}",
+        '{"name": "a", "model": "M", "every": 1' + "0" * 5000 + "}", "[" * 100_000,
+    ],
+)  # fmt: skip
+def test_what_is_no_run_info_is_refused(text):
+    with pytest.raises(CodecError):
+        loads(RunInfo, text)
+
+
+@settings(max_examples=50)
+@given(st.binary())
+def test_no_bytes_raise_anything_else(data):
+    with pytest.raises(CodecError):
+        loads(RunInfo, data)
