@@ -1,4 +1,4 @@
-"""Gradscope watches a PyTorch training and names what goes wrong: ``gradscope.attach(model)``, then ``gradscope report LOGDIR``."""
+"""Watches a PyTorch training and names what goes wrong: ``gradscope.attach(model)``, then ``gradscope report LOGDIR``."""
 
 from __future__ import annotations
 

@@ -54,9 +54,8 @@ class _Claim:
 
 def diagnose(timeline: Timeline, rules: Sequence[Rule], *, run: str = ".", damage: tuple[str, ...] = ()) -> RunReport:
     """Judge a whole timeline. The same numbers give the same report, live or read from the disk."""
-    obstacles = {rule.name: rule.obstacle(timeline) for rule in rules}
-    judged = [rule for rule in rules if obstacles[rule.name] is None]
-    claims = _in_time([_Claim(rule, hit) for rule in judged for hit in rule.check(timeline)], timeline.onset)
+    claims, obstacles = _claims(timeline, rules)
+    claims = _in_time(claims, timeline.onset)
     findings = _ranked(claims)
     findings, diagnosis = _with_primary(findings)
     profile_step, profile = _profile(timeline, {module for finding in findings for module in finding.modules})
@@ -69,14 +68,29 @@ def diagnose(timeline: Timeline, rules: Sequence[Rule], *, run: str = ".", damag
         verdict=max((finding.severity for finding in findings), default=Severity.INFO),
         diagnosis=diagnosis,
         findings=findings,
-        checked=tuple(rule.name for rule in judged),
-        skipped={name: why for name, why in obstacles.items() if why is not None},
+        checked=tuple(rule.name for rule in rules if rule.name not in obstacles),
+        skipped=obstacles,
         profile=profile,
         profile_step=profile_step,
         first_loss=timeline.first_loss,
         last_loss=timeline.last_loss,
         damage=damage,
     )
+
+
+def _claims(timeline: Timeline, rules: Sequence[Rule]) -> tuple[list[_Claim], dict[str, str]]:
+    """What the rules claim, and why those that could not look could not."""
+    claims: list[_Claim] = []
+    obstacles: dict[str, str] = {}
+    for rule in rules:
+        obstacle = rule.obstacle(timeline)
+        try:
+            claims.extend([_Claim(rule, hit) for hit in rule.check(timeline)] if obstacle is None else ())
+        except Exception as error:  # one rule's mistake takes no other's finding with it
+            obstacle = f"failed with {type(error).__name__}: {error}; this is a mistake in gradscope"
+        if obstacle is not None:
+            obstacles[rule.name] = obstacle
+    return claims, obstacles
 
 
 def _in_time(claims: list[_Claim], onset: int | None) -> list[_Claim]:

@@ -37,9 +37,16 @@ def works(timeline: Timeline) -> bool:
     return timeline.learning and not (known and timeline.last_loss > 0.95 * known)
 
 
+def overshot(timeline: Timeline) -> bool:
+    """Whether the loss jumped by more than twice its start in the first ten steps, and training does not work since."""
+    early = timeline.loss[:11]
+    jumped = len(early) > 0 and not (early <= early[0] + 2 * abs(early[0])).all()
+    return jumped and not timeline.several_objectives and not works(timeline)
+
+
 def gravity(timeline: Timeline) -> Severity:
     """How grave a defect in the structure is: it wastes the training, it is likely to, or training works all the same."""
-    if blow_up(timeline) is not None:
+    if blow_up(timeline) is not None or overshot(timeline):
         return Severity.CRITICAL
     if works(timeline):
         return Severity.INFO

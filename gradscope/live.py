@@ -27,6 +27,7 @@ from gradscope.trends import median_of
 FLUSH_SECONDS = 2.0  # what ``kill -9`` may cost at most, in pulses
 _MOST_WAITING = 512
 
+
 def run_directory(logdir: Path, name: str, *, explicit: bool, taken: Collection[Path]) -> Path:
     """Where a scope writes: ``<logdir>/gradscope``, or a directory of its own below it where models share a logdir.
 

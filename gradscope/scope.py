@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import socket
@@ -64,7 +65,9 @@ def attach(
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"attach() expects a torch.nn.Module to watch, and was given a {type(model).__name__}.")
     if not 0 < budget <= 1:
-        raise ValueError(f"budget is the share of the step time that watching may take, above 0 and at most 1; found {budget!r}.")
+        raise ValueError(
+            f"budget is the share of the step time that watching may take, above 0 and at most 1; found {budget!r}."
+        )
     if every is not None and every < 1:
         raise ValueError(f"every=n samples each n-th step, so n is at least 1; found {every!r}.")
     title = name or type(model).__name__
@@ -219,16 +222,15 @@ class Scope:
             return
         self._closed = True
         self._say_failed("while watching")
-        try:
+        with contextlib.suppress(Exception):
             self._watch.stop()
-        except Exception:
-            pass
         self._archive.close()
         exits.EXITS.unregister(self)
 
     def _say_failed(self, when: str) -> None:
         error = sys.exc_info()[1]
-        warn("watching-failed", f"gradscope failed {when} and has stopped watching; training goes on. {type(error).__name__}: {error}")
+        what = f"{type(error).__name__}: {error}"
+        warn("watching-failed", f"gradscope failed {when} and has stopped watching; training goes on. {what}")
 
 
 def _close_if_there(scope: weakref.ref[Scope]) -> None:
@@ -250,5 +252,3 @@ def _versions() -> dict[str, str]:
         "numpy": np.__version__,
         "python": ".".join(map(str, sys.version_info[:3])),
     }
-
-

@@ -77,8 +77,11 @@ class Timeline:
         schemas = list(dict.fromkeys(frame.schema for frame in self.frames))
         if len(schemas) == 1:
             return schemas[0]
-        merge = lambda part: tuple(dict.fromkeys(site for schema in schemas for site in getattr(schema, part)))  # noqa: E731
-        return Schema(merge("inputs"), merge("modules"), merge("parameters"))
+        inputs, modules, parameters = (
+            tuple(dict.fromkeys(site for schema in schemas for site in schema.sites(kind)))
+            for kind in ("input", "activation", "weight")
+        )
+        return Schema(inputs, modules, parameters)
 
     def column(self, name: str) -> Array:
         """``activation.rms`` and the like: float32 [sampled steps, sites of its kind], NaN where it was not captured."""
@@ -119,8 +122,11 @@ class Timeline:
             return "no step was sampled"
         sites = self.schema.sites(kind)
         if not sites:
-            return {"input": "the model took no floating-point tensor as input"}.get(kind, f"no {kind.replace('_', ' ')} was seen")
-        return None if np.isfinite(self.column(need)).any() else f"{name.replace('_', ' ')} of {kind.replace('_', ' ')}s was not captured"
+            no_input = "the model took no floating-point tensor as input"
+            return no_input if kind == "input" else f"no {kind.replace('_', ' ')} was seen"
+        if np.isfinite(self.column(need)).any():
+            return None
+        return f"{name.replace('_', ' ')} of {kind.replace('_', ' ')}s was not captured"
 
     def _lack_of_fact(self, name: str) -> str | None:
         if name == "wiring" and self.info.wiring is None:
@@ -178,7 +184,7 @@ class Timeline:
 
     @cached_property
     def update_ratios(self) -> Array:
-        """Update ratio of the trained matrices, NaN for all else: zero at the start, frozen, one-dimensional; [steps, parameters]."""
+        """Update ratio of the trained matrices, NaN for what was zero at the start, frozen or one-dimensional; [steps, parameters]."""
         known = [self.parameters.get(site.path) for site in self.schema.parameters]
         counted = np.array([bool(p and len(p.shape) >= 2 and not p.zero_at_start) for p in known], dtype=bool) & self.trained
         return np.where(counted[None, :], self.column("update.ratio"), np.float32(np.nan))
@@ -215,7 +221,7 @@ class Timeline:
 
     @cached_property
     def learning(self) -> bool:
-        """Whether the loss has come down by a tenth from where it started, or below 0 from above it: training works as a whole."""
+        """Whether the loss has come down by a tenth from where it started: training works as a whole."""
         return bool(np.isfinite(self.last_loss) and self.last_loss < self.first_loss - 0.1 * abs(self.first_loss))
 
     @cached_property
@@ -241,7 +247,8 @@ class Timeline:
     @cached_property
     def onset(self) -> int | None:
         """The step at which the training blew up: not finite, or a loss that grew and never came back. None where it did not."""
-        candidates = [self._first_step(~np.isfinite(self.loss)), self._first_pulse(np.isinf(self.pulse("gradient_norm")))]
+        broken = np.isinf(self.pulse("gradient_norm"))
+        candidates = [self._first_step(~np.isfinite(self.loss)), self._first_pulse(broken)]
         if np.isfinite(self.first_loss):
             ceiling = self.first_loss + 2 * abs(self.first_loss) + 1e-12
             if not self.last_loss <= ceiling:

@@ -35,7 +35,7 @@ def falls(values: Floats, *, z: float = 1.645) -> bool:
     i, j = np.triu_indices(n, k=1)
     s = float(np.sign(y[j] - y[i]).sum())
     deviation = np.sqrt(n * (n - 1) * (2 * n + 5) / 18)  # of S under no trend
-    return s / deviation < -z
+    return bool(s / deviation < -z)
 
 
 def spike_scores(series: Floats) -> npt.NDArray[np.float64]:

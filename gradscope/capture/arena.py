@@ -124,7 +124,8 @@ def _signal_of(x: torch.Tensor, batch: int) -> torch.Tensor:
         return torch.full((len(x),), float("nan"), device=x.device)
     groups = x.view(-1, batch, ELEMENTS // batch)
     deviation = (groups - groups.mean(1, keepdim=True)).view(-1, ELEMENTS)
-    return torch.linalg.vector_norm(deviation, 2, 1) * (batch / (batch - 1) / ELEMENTS) ** 0.5
+    deviations: torch.Tensor = torch.linalg.vector_norm(deviation, 2, 1)
+    return deviations * (batch / (batch - 1) / ELEMENTS) ** 0.5
 
 
 def _histogram(x: torch.Tensor) -> torch.Tensor:

@@ -15,12 +15,14 @@ MOST_NODES = 20_000  # a larger graph is read in part, from the loss down
 
 # Nodes that hand on values as they are, or change only their shape, layout, type or scale.
 TRANSPARENT = frozenset(
-    "View Reshape ReshapeAlias UnsafeView Squeeze Unsqueeze T Transpose Permute Clone ToCopy Contiguous Expand Slice Alias AsStrided".split()
+    "View Reshape ReshapeAlias UnsafeView Squeeze Unsqueeze T Transpose Permute Clone ToCopy Contiguous Expand Slice Alias "
+    "AsStrided".split()
 )
 _SCALING = frozenset(("Mul", "Div", "Neg", "NativeDropout"))
 _ACTIVATIONS = {
-    "Relu": "relu", "Threshold": "relu", "Tanh": "tanh", "Sigmoid": "sigmoid", "Gelu": "gelu", "Silu": "silu", "Elu": "elu",
-    "LeakyRelu": "leaky_relu", "Softplus": "softplus", "Hardtanh": "hardtanh", "Softmax": "softmax", "LogSoftmax": "log_softmax",
+    "Relu": "relu", "Threshold": "relu", "Tanh": "tanh", "Sigmoid": "sigmoid", "Gelu": "gelu", "Silu": "silu",
+    "Elu": "elu", "LeakyRelu": "leaky_relu", "Softplus": "softplus", "Hardtanh": "hardtanh", "Softmax": "softmax",
+    "LogSoftmax": "log_softmax",
 }  # fmt: skip
 _NORMS = frozenset(
     "NativeBatchNorm CudnnBatchNorm MiopenBatchNorm BatchNorm NativeLayerNorm NativeGroupNorm FusedRmsNorm".split()

@@ -187,8 +187,8 @@ class ModuleProbe:
         if node is None:
             return
         if self.reading_graph:
-            slot.node = node._sequence_nr()  # type: ignore[attr-defined]
-        tensor.register_hook(_GradientHook(self, slot, self._generation, watched))
+            slot.node = node._sequence_nr()
+        tensor.register_hook(_GradientHook(self, slot, self._generation, watched))  # type: ignore[no-untyped-call]
 
     def _slot(self, watched: _Watched, call: int) -> Slot:
         if call < len(watched.slots):

@@ -94,7 +94,8 @@ class ParameterProbe:
             return None
         norms = torch._foreach_norm(gradients, dtype=torch.float32)
         home = norms[0].device
-        return torch.linalg.vector_norm(torch.stack([n.to(home, non_blocking=True) for n in norms]))
+        total: torch.Tensor = torch.linalg.vector_norm(torch.stack([n.to(home, non_blocking=True) for n in norms]))
+        return total
 
     # -- one sampled step
 

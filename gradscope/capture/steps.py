@@ -65,7 +65,7 @@ class Loop:
 
         def backward(self: torch.Tensor, *args: Any, **kwargs: Any) -> None:
             loop.before_backward(self)
-            return original(self, *args, **kwargs)  # type: ignore[no-untyped-call]
+            original(self, *args, **kwargs)  # type: ignore[no-untyped-call]
 
         backward.__doc__ = original.__doc__
         backward.__wrapped__ = original  # type: ignore[attr-defined]

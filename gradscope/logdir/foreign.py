@@ -21,12 +21,14 @@ _NORM = {"norm", "norms", "gradnorm", "gnorm", "l2", "2", "0"}
 _OPTIMIZERS = {"adam", "adamw", "sgd", "rmsprop", "adagrad", "lion", "muon", "adafactor", "optim", "optimizer", "scheduler"}
 _GROUPS = {"group", "groups", "param", "pg", "pg1", "0", "1"}
 
-_SPLIT = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+\d*|\d+")
+_KNOWN = _PLACE | _AMOUNT | _LOSS | _RATE | _GRADIENT | _NORM | _OPTIMIZERS | _GROUPS
+_WORD = re.compile(r"[A-Za-z0-9]+")
+_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")  # of a word in camel case
 
 
 def field_of(tag: str) -> str | None:
     """The pulse field ("loss", "gradient_norm" or "learning_rate") that a scalar of this name looks like, or None."""
-    words = {word.lower() for word in _SPLIT.findall(tag)}
+    words = {part for word in _WORD.findall(tag) for part in _parts(word)}
     if words & _LOSS and words <= _LOSS | _PLACE | _AMOUNT:
         return "loss"
     if words & _GRADIENT and words & _NORM and words <= _GRADIENT | _NORM | _PLACE | _AMOUNT:
@@ -34,6 +36,10 @@ def field_of(tag: str) -> str | None:
     if words & {"lr", "learningrate"} or {"learning", "rate"} <= words:
         return "learning_rate" if words <= _RATE | _PLACE | _OPTIMIZERS | _GROUPS else None
     return None
+
+
+def _parts(word: str) -> list[str]:
+    return [word.lower()] if word.lower() in _KNOWN else [part.lower() for part in _PART.findall(word)]
 
 
 def choose(series: Mapping[str, Series]) -> dict[str, str]:
