@@ -96,9 +96,11 @@ def warming_up(timeline: Timeline) -> bool:
 
 
 def growth(series: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Where a positive series began (the median of its first three values) and the last value it had; NaN where it has none."""
+    """Where a positive series began (the median of three values) and its last value; NaN where it has none."""
     known = series[np.isfinite(series) & (series > 0)]
-    return (float(np.median(known[:3])), float(known[-1])) if len(known) else (float("nan"), float("nan"))
+    if not len(known):
+        return float("nan"), float("nan")
+    return float(np.median(known[:3]) if len(known) > 3 else known[0]), float(known[-1])
 
 
 def clipping_norm(timeline: Timeline) -> float:

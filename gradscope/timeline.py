@@ -74,7 +74,8 @@ class Timeline:
     @cached_property
     def schema(self) -> Schema:
         """All sites of the run in execution order; a site that came later stands after those that were there."""
-        schemas = list(dict.fromkeys(frame.schema for frame in self.frames))
+        # By identity first: frames share their schema, and hashing one costs as much as a rule.
+        schemas = list(dict.fromkeys({id(frame.schema): frame.schema for frame in self.frames}.values()))
         if len(schemas) == 1:
             return schemas[0]
         inputs, modules, parameters = (
@@ -93,15 +94,16 @@ class Timeline:
         kind = name.partition(".")[0]
         sites = self.schema.sites(kind)
         table = np.full((len(self.frames), len(sites)), np.nan, dtype=np.float32)
-        places: dict[Schema, npt.NDArray[np.int64] | slice] = {self.schema: slice(None)}
-        index = {site: i for i, site in enumerate(sites)}
+        places: dict[int, npt.NDArray[np.int64] | slice] = {id(self.schema): slice(None)}
+        index: dict[Site, int] = {}
         for row, frame in zip(table, self.frames, strict=True):
             values = frame.columns.get(name)
             if values is None:
                 continue
-            if frame.schema not in places:
-                places[frame.schema] = np.array([index[site] for site in frame.schema.sites(kind)], dtype=np.int64)
-            row[places[frame.schema]] = values
+            if id(frame.schema) not in places:
+                index = index or {site: i for i, site in enumerate(sites)}
+                places[id(frame.schema)] = np.array([index[site] for site in frame.schema.sites(kind)], dtype=np.int64)
+            row[places[id(frame.schema)]] = values
         return table
 
     def pulse(self, field: str) -> npt.NDArray[np.float64]:

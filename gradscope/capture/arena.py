@@ -112,11 +112,8 @@ def _signal(x: torch.Tensor, batch: tuple[int, ...]) -> torch.Tensor:
     """
     if len(set(batch)) == 1:
         return _signal_of(x, batch[0])
-    signal = torch.empty(len(x), device=x.device)
-    for size in sorted(set(batch)):
-        rows = torch.tensor([i for i, b in enumerate(batch) if b == size], device=x.device)
-        signal[rows] = _signal_of(x[rows], size)
-    return signal
+    each = [_signal_of(x[i : i + 1], size) for i, size in enumerate(batch)]  # by slices: an index list would have to be copied
+    return torch.cat(each)
 
 
 def _signal_of(x: torch.Tensor, batch: int) -> torch.Tensor:
@@ -124,8 +121,8 @@ def _signal_of(x: torch.Tensor, batch: int) -> torch.Tensor:
         return torch.full((len(x),), float("nan"), device=x.device)
     groups = x.view(-1, batch, ELEMENTS // batch)
     deviation = (groups - groups.mean(1, keepdim=True)).view(-1, ELEMENTS)
-    deviations: torch.Tensor = torch.linalg.vector_norm(deviation, 2, 1)
-    return deviations * (batch / (batch - 1) / ELEMENTS) ** 0.5
+    scale: float = (batch / (batch - 1) / ELEMENTS) ** 0.5
+    return torch.linalg.vector_norm(deviation, 2, 1).mul_(scale)
 
 
 def _histogram(x: torch.Tensor) -> torch.Tensor:
@@ -133,8 +130,13 @@ def _histogram(x: torch.Tensor) -> torch.Tensor:
     exponent = (x.view(torch.int32) >> 23) & 255
     bins = (exponent - (127 + HISTOGRAM_LOWEST)).clamp_(0, HISTOGRAM_BINS - 1)
     rows = torch.arange(len(x), device=x.device, dtype=torch.int32)[:, None] * HISTOGRAM_BINS
-    counts = torch.bincount((bins + rows).view(-1), minlength=len(x) * HISTOGRAM_BINS)
-    return counts.view(len(x), HISTOGRAM_BINS).float() / ELEMENTS
+    places = (bins + rows).view(-1)
+    size = len(x) * HISTOGRAM_BINS
+    if x.device.type == "cpu":
+        counts = torch.bincount(places, minlength=size).float()
+    else:  # bincount would wait for the device to learn the largest place
+        counts = torch.zeros(size, device=x.device).scatter_add_(0, places.long(), torch.ones(x.numel(), device=x.device))
+    return counts.view(len(x), HISTOGRAM_BINS) / ELEMENTS
 
 
 def block_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -50,13 +51,19 @@ class FrameMaker:
         self._made = 0
         self._schema = Schema()
         self._types: dict[str, tuple[str, str | None]] = {}  # by module path: class, activation that takes its output
+        self._limits: dict[Arena, torch.Tensor] = {}
 
     def learn(self, types: dict[str, tuple[str, str | None]]) -> None:
         """Which modules can saturate, from their classes and the activations that follow them."""
-        self._types = types
+        if types != self._types:
+            self._types = types
+            self._limits.clear()
 
-    def make(self, step: int, parameters: ParameterProbe) -> None:
-        """Reduce the step's rows on their devices and send them off. The probes may start on the next step at once."""
+    def make(self, step: int, parameters: ParameterProbe, stepped: Collection[str]) -> None:
+        """Reduce the step's rows on their devices and send them off. The probes may start on the next step at once.
+
+        ``stepped`` are the parameters whose optimizer made the step.
+        """
         schema = self._schema = self._current_schema(parameters)
         with_histograms = self._made < HISTOGRAMS_DENSE or self._made % HISTOGRAMS_EVERY == 0
         self._made += 1
@@ -66,11 +73,11 @@ class FrameMaker:
             for arena in arenas:
                 places = tuple((held[1], i) for i, held in enumerate(slots) if held is not None and held[0] is arena)
                 parts.append(_Part(kind, places, tuple(arena.filled)))
-                tensors.append(arena.statistics(self._limits(arena) if kind == "activation" else None))
+                tensors.append(arena.statistics(self._limits_of(arena) if kind == "activation" else None))
                 if with_histograms:
                     tensors.append(arena.histograms())
         parameter_tables = parameters.tables()
-        masks = parameters.masks()
+        masks = parameters.masks(stepped)
 
         def arrived(arrays: Sequence[Array]) -> None:
             columns, histograms = _tables(schema, parts, arrays[: len(tensors)], with_histograms)
@@ -87,7 +94,13 @@ class FrameMaker:
             return last  # one object for all frames of a schema: comparing and hashing it is then free
         return Schema(tuple(slot.site for slot in inputs), tuple(slot.site for slot in modules), parameters.sites)
 
-    def _limits(self, arena: Arena) -> torch.Tensor:
+    def _limits_of(self, arena: Arena) -> torch.Tensor:
+        known = self._limits.get(arena)
+        if known is None or known.shape[1] != len(arena.filled):
+            known = self._limits[arena] = self._make_limits(arena)
+        return known
+
+    def _make_limits(self, arena: Arena) -> torch.Tensor:
         limits = [(0.0, float("inf"))] * len(arena.filled)
         for slot in self._modules.slots:
             found = self._saturation(slot)

@@ -27,7 +27,7 @@ def read_losses(graph: Graph) -> tuple[LossInfo, ...]:
     """Every loss function near the root; one of kind "other" where none is recognised."""
     near = graph.nodes[:_NEAR]
     found = [_fused(graph, node) for node in near if node.name in _KINDS]
-    found.extend(_written_out(graph, node) for node in near if _squares_or_magnitude(graph, node))
+    found.extend(_written_out(graph, node) for node in near if _difference(graph, node) is not None)
     if not found and graph.nodes:
         found.append(LossInfo(kind="other", node=graph.nodes[0].name))
     return tuple(dict.fromkeys(found))
@@ -40,18 +40,24 @@ def read_broadcasts(graph: Graph) -> tuple[Broadcast, ...]:
 
 def _broadcasts(graph: Graph) -> Iterator[Broadcast]:
     for node in graph.nodes[:_NEAR]:
-        if node.name in ("Sub", "Rsub") and None in node.inputs:
-            source = next((i for i in node.inputs if i is not None), None)
-        elif node.name == "Expand" and any(graph.nodes[i].name in _KINDS for i in graph.consumers[graph.nodes.index(node)]):
-            source = node.inputs[0]
-        else:
+        blown_up = _blown_up(graph, node)
+        source = next((i for i in blown_up.inputs if i is not None), None) if blown_up is not None else None
+        if blown_up is None or source is None or source >= len(graph.nodes):
             continue
-        if source is None or source >= len(graph.nodes):
-            continue
-        operand, result = graph.nodes[source].shape, node.shape
+        operand, result = graph.nodes[source].shape, blown_up.shape
         if len(result) == 2 and result[0] == result[1] > 1 and operand in ((result[0], 1), (result[0],)):
             other = (result[0],) if operand == (result[0], 1) else (result[0], 1)
-            yield Broadcast(node=node.name, left=operand, right=other, result=result)
+            yield Broadcast(node=blown_up.name, left=operand, right=other, result=result)
+
+
+def _blown_up(graph: Graph, node: Node) -> Node | None:
+    """Where a loss's operands were broadcast: its difference, one side of which is the target and has no gradient."""
+    if node.name in _KINDS:
+        operand = node.inputs[0]
+        expanded = graph.nodes[operand] if operand is not None and operand < len(graph.nodes) else None
+        return expanded if expanded is not None and expanded.name == "Expand" else None
+    difference = _difference(graph, node)
+    return difference if difference is not None and None in difference.inputs else None
 
 
 def _fused(graph: Graph, node: Node) -> LossInfo:
@@ -79,18 +85,17 @@ def _fused(graph: Graph, node: Node) -> LossInfo:
     )
 
 
-def _squares_or_magnitude(graph: Graph, node: Node) -> bool:
-    """A loss written out by hand: the mean or sum of (prediction - target)² or |prediction - target|."""
-    below = graph.behind(node)
-    if node.name not in ("Mean", "Sum") or below is None or below.name not in ("Pow", "Abs", "Square"):
-        return False
+def _difference(graph: Graph, node: Node) -> Node | None:
+    """The difference in a loss written out by hand: the mean or sum of (prediction - target)² or |prediction - target|."""
+    below = graph.behind(node) if node.name in ("Mean", "Sum") else None
+    if below is None or not (below.name in ("Pow", "Abs") or (below.name == "Mul" and len(set(below.inputs)) == 1)):
+        return None
     difference = graph.behind(below)
-    return difference is not None and difference.name in ("Sub", "Rsub")
+    return difference if difference is not None and difference.name in ("Sub", "Rsub") else None
 
 
 def _written_out(graph: Graph, node: Node) -> LossInfo:
-    inner = graph.behind(node)
-    difference = graph.behind(inner) if inner is not None else None
+    inner, difference = graph.behind(node), _difference(graph, node)
     source = graph.behind(difference, 0) or graph.behind(difference, 1) if difference is not None else None
     return LossInfo(
         kind="l1" if inner is not None and inner.name == "Abs" else "mse",

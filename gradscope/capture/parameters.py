@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -141,10 +142,16 @@ class ParameterProbe:
         tables.extend(_table(samples) for samples in self._by_device.values())
         return tables
 
-    def masks(self) -> list[Mask]:
-        """Which rows of each device's table hold what, taken together with ``tables``; then the next step may begin."""
+    def masks(self, stepped: Collection[str]) -> list[Mask]:
+        """Which rows of each device's table hold what, taken together with ``tables``; then the next step may begin.
+
+        ``stepped`` are the parameters whose optimizer made the step: only theirs is the update, and the carried gradient.
+        """
         with_gradient = {t.name for t in self._with_gradient}
-        masks = [np.array([t.name in with_gradient for t in self._tracked], dtype=bool)]
+        masks = [
+            np.array([t.name in with_gradient for t in self._tracked], dtype=bool),
+            np.array([t.name in stepped for t in self._tracked], dtype=bool),
+        ]
         for s in self._by_device.values():
             arenas = (s.before, s.after, s.after_last, s.gradient, s.gradient_last, s.carried)
             masks.append(np.array([arena.filled for arena in arenas], dtype=bool))
@@ -159,14 +166,18 @@ class ParameterProbe:
     def columns(self, tables: Sequence[Array], masks: Sequence[Mask]) -> dict[str, Array]:
         """The columns of kind weight, weight_gradient and update; float32 [parameters] each."""
         norms, gradient_norms, *rest = tables
-        with_gradient, *filled = masks
+        with_gradient, stepped, *filled = masks
+        if not len(norms):
+            norms = np.full(len(with_gradient), np.nan, dtype=np.float32)
         gradient_norm = np.full(len(with_gradient), np.nan, dtype=np.float32)
         gradient_norm[np.flatnonzero(with_gradient)[: len(gradient_norms)]] = gradient_norms
-        everywhere = np.ones(len(norms), dtype=bool)
-        columns = {**_norm_columns("weight", norms, everywhere), **_norm_columns("weight_gradient", gradient_norm, with_gradient)}
+        weighed = np.concatenate([mask[0] for mask in filled]) if filled else with_gradient
+        columns = {**_norm_columns("weight", norms, weighed), **_norm_columns("weight_gradient", gradient_norm, with_gradient)}
         parts = [_sample_columns(table, mask) for table, mask in zip(rest, filled, strict=True)]
         for name in parts[0] if parts else ():
             columns[name] = np.concatenate([part[name] for part in parts])
+        for name in ("weight_gradient.carried", "update.ratio", "update.unchanged"):
+            columns[name] = np.where(stepped, columns[name], np.float32(np.nan))
         return columns
 
 

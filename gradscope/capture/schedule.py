@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from math import ceil
 from statistics import median
 from typing import final
 
@@ -10,6 +11,7 @@ DENSE_STEPS = 12  # sampled from the start: faults of initialisation, wiring and
 DENSE_AGAIN = 6  # sampled in a row when something looks wrong
 ALARMS = 8  # dense stretches of that sort that a run may have
 SHARE_FOR_DEBT = 0.5  # of what the budget yields, until the dense stretches are paid for
+SHARE_FOR_NORM = 0.4  # of the budget, for the gradient norm of steps that are not sampled
 _REMEMBERED = 64
 _FEWEST_TO_COMPARE = 8
 
@@ -32,6 +34,8 @@ class Governor:
         self._sampled: deque[float] = deque(maxlen=_REMEMBERED)
         self._bare: deque[float] = deque(maxlen=_REMEMBERED)
         self.sample_cost = 0.0  # seconds that a sampled step takes more than others
+        self._norm_cost = 0.0
+        self._norm_every = 1
 
     def first(self) -> bool:
         """Whether step 0 is sampled: always."""
@@ -55,6 +59,16 @@ class Governor:
                 self._debt += max(-self._credit, 0.0)
                 self._credit = max(self._credit, 0.0)
         return self._dense_left > 0 or self._credit >= self.sample_cost
+
+    def wants_norm(self, step: int) -> bool:
+        """Whether the global gradient norm is worked out at this step, should it not be sampled."""
+        return step % self._norm_every == 0
+
+    def norm_took(self, seconds: float) -> None:
+        """Learn what a gradient norm costs, and take it as often as its share of the budget allows."""
+        self._norm_cost = seconds if not self._norm_cost else 0.8 * self._norm_cost + 0.2 * seconds
+        if len(self._bare) >= _FEWEST_TO_COMPARE:
+            self._norm_every = max(1, ceil(self._norm_cost / (SHARE_FOR_NORM * self._budget * median(self._bare))))
 
     def alarm(self) -> None:
         """Something cheap to see went wrong: sample the next few steps whatever they cost, a limited number of times."""

@@ -69,6 +69,7 @@ class Watch:
         self._own_seconds = 0.0
         self._last_end = perf_counter()
         self._stepped: list[int] = []  # own optimizers that have stepped since the last finished step
+        self._stepping: frozenset[str] = frozenset()  # the parameters that they hold
         self._companions: dict[int, frozenset[int]] = {}  # optimizers that step after this one without a backward between
         # How many tensors each optimizer holds, and which of them are ours.
         self._owned: weakref.WeakKeyDictionary[Optimizer, tuple[int, tuple[str, ...]]] = weakref.WeakKeyDictionary()
@@ -118,7 +119,7 @@ class Watch:
                 self._pulses.restart()  # what came before another model's step was that model's loss
             if self._sampling and first:
                 parameters.take_carried()
-                if self._manual:
+                if not self._description.has_optimizer:  # none may come: then the step lies between two backward calls
                     parameters.take_before()
             ours = self._read_graph(loss) if self._reading_graph else True
             self._pulses.backward(loss, ours=ours)
@@ -132,11 +133,10 @@ class Watch:
         started = perf_counter()
         try:
             names = self._owned_by(optimizer)
-            if names and not self._stepped:
-                parameters = self._parameters_now()
-                self._pulses.norm(parameters.gradient_norm(_tensors(optimizer)))
+            if (names or self._strange_steps >= STRANGE_STEPS - 1) and not self._stepped:
+                self._take_norm(optimizer)
                 if self._sampling:
-                    parameters.take_before()
+                    self._parameters_now().take_before()
         except Exception:
             self._guard()
         self._own_seconds += perf_counter() - started
@@ -176,19 +176,23 @@ class Watch:
     # -- steps
 
     def _after_own_step(self, optimizer: Optimizer, names: tuple[str, ...], started: float) -> None:
-        parameters = self._parameters_now()
         self._description.optimizer(optimizer, names, strangers=self._owned[optimizer][0] - len(names))
         if not self._pulses.has_norm:  # the gradients came in a closure, inside the step
-            self._pulses.norm(parameters.gradient_norm(_tensors(optimizer)))
-        if self._sampling and not parameters.has_gradients:
-            parameters.take_gradients()
+            self._take_norm(optimizer)
         late_companion = self._pulses.backwards == 0 and not self._stepped and self._last_of(optimizer)
         self._own_seconds += perf_counter() - started
         if late_companion:
             return
         self._stepped.append(id(optimizer))
+        self._stepping |= frozenset(names)
         if self._companions.get(self._stepped[0], frozenset()) <= set(self._stepped):
             self._finish(learning_rate=_learning_rate(optimizer))
+
+    def _take_norm(self, optimizer: Optimizer) -> None:
+        if self._sampling or self._governor.wants_norm(self._step):
+            started = perf_counter()
+            self._pulses.norm(self._parameters_now().gradient_norm(_tensors(optimizer)))
+            self._governor.norm_took(perf_counter() - started)
 
     def _last_of(self, optimizer: Optimizer) -> bool:
         """Whether this optimizer steps right behind the one that ended the last step: then it belongs to that step."""
@@ -224,9 +228,12 @@ class Watch:
         sampled = self._sampling
         if sampled:
             parameters = self._parameters_now()
+            if not parameters.has_gradients:
+                parameters.take_gradients()
             parameters.take_after()
-            self._frames.make(self._step, parameters)
+            self._frames.make(self._step, parameters, self._stepping or {site.path for site in parameters.sites})
             self._samples += 1
+        self._stepping = frozenset()
         self._mailbox.poll()
         now = perf_counter()
         own = self._own_seconds + self._modules.seconds + self._modules.calls * HOOK_SECONDS + (now - started)

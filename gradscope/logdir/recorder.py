@@ -32,7 +32,7 @@ from gradscope.logdir.tags import PULSE
 from gradscope.logdir.tags import REPORT
 from gradscope.logdir.tags import SCHEMA
 from gradscope.logdir.tags import STATS
-from gradscope.logdir.tags import schema8
+from gradscope.logdir.tags import digest8
 from gradscope.logdir.values import array_value
 from gradscope.logdir.values import own_metadata
 from gradscope.logdir.values import text_value
@@ -62,6 +62,7 @@ class Recorder:
         self._info: str | None = None
         self._described: set[str] = set()  # tags whose metadata the current file holds
         self._schema: Schema | None = None
+        self._schema_text = ""
         self._digest = ""
         self._frames_to_schema = 0
         self._form: Form | None = None
@@ -136,11 +137,12 @@ class Recorder:
     def _announce(self, schema: Schema) -> None:
         # By identity first: comparing two schemas costs as much as writing a frame.
         if self._schema is not schema and self._schema != schema:
-            self._digest = schema8(schema)
+            self._schema_text = dumps(schema)
+            self._digest = digest8(self._schema_text.encode())
             self._frames_to_schema = 0
         self._schema = schema
         if self._frames_to_schema == 0:
-            self._write(0, [(text_value(SCHEMA + self._digest, dumps(schema)), own_metadata)])
+            self._write(0, [(text_value(SCHEMA + self._digest, self._schema_text), own_metadata)])
             self._frames_to_schema = SCHEMA_EVERY
         self._frames_to_schema -= 1
 

@@ -28,6 +28,7 @@ from gradscope.logdir.tags import PULSE
 from gradscope.logdir.tags import SCHEMA
 from gradscope.logdir.tags import STATS
 from gradscope.logdir.tags import VERSION
+from gradscope.logdir.tags import digest8
 from gradscope.logdir.values import array_of
 from gradscope.logdir.values import scalar_of
 from gradscope.logdir.values import text_of
@@ -162,10 +163,15 @@ class Replay:
         digest = value.tag[len(SCHEMA) :]
         if digest in self.schemas:
             return
+        text = text_of(value.tensor) or b""
         try:
-            self.schemas[digest] = loads(Schema, text_of(value.tensor) or b"")
+            schema = loads(Schema, text)
         except CodecError:
-            self.faults["a list of sites that is no JSON of one"] += 1
+            schema = None
+        if schema is None or digest8(text) != digest:
+            self.faults["a list of sites that is not the one its tag says"] += 1
+        else:
+            self.schemas[digest] = schema
 
     def _take_scalar(self, content: FileContent, step: int, value: Summary.Value) -> None:
         if value.tag not in self._recognised:

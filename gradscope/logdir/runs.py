@@ -112,15 +112,23 @@ def _event_directories(logdir: Path, denied: list[Path]) -> Iterator[tuple[Path,
     """Each directory with event files, and whether any of them is gradscope's; links are followed, loops are not."""
     seen: set[tuple[int, int]] = set()
     for top, directories, names in os.walk(logdir, followlinks=True, onerror=lambda e: denied.append(Path(e.filename))):
-        status = os.stat(top)
-        if (status.st_dev, status.st_ino) in seen:
+        identity = _identity(top)
+        if identity is None or identity in seen:
             directories.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(identity)
         directories.sort()
         events = [name for name in names if "tfevents" in name]
         if events:
             yield Path(top), any(name.endswith(SUFFIX) for name in events)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None  # removed while we look
+    return status.st_dev, status.st_ino
 
 
 def _base(path: Path) -> Path:

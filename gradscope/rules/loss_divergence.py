@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,6 +20,7 @@ from gradscope.timeline import Timeline
 from gradscope.trends import median_of
 
 BOUNDED = ("cross_entropy", "nll", "bce", "bce_with_logits")  # kinds whose loss of the best constant is of the order of one
+STEADY_SIZE = 16  # elements that a loss is the mean over, from which on a single one tells where training is
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,9 @@ class LossDivergence(Rule):
 
     ## How it is told apart
 
-    A single bad batch, or a swing that comes back, leaves some of the last losses low. A first loss that is small by chance
-    is followed by others that are as small. Losses of GANs and of actors and critics move by design, and are not judged. A
-    loss that turns NaN without growing is `nonfinite-loss`.
+    A single bad batch, or a swing that comes back, leaves some of the last losses low. A first loss of a
+    few elements that is small by chance is not believed: the median of the first ten stands for it. Losses of GANs and of
+    actors and critics move by design, and are not judged. A loss that turns NaN without growing is `nonfinite-loss`.
 
     ## What to do
 
@@ -99,8 +101,7 @@ class LossDivergence(Rule):
         broke = bool(bad[-1])
         if len(finite) < (2 if broke else self.least_losses):
             return None
-        known = [loss.baseline for loss in timeline.info.wiring.losses if loss.baseline] if timeline.info.wiring else []
-        start = max(float(finite[0]), *known, -np.inf)
+        start = _start(timeline, finite)
         ceiling = start + ((self.bounded_factor if self._bounded(timeline) else self.factor) - 1) * abs(start)
         last = finite[-1:] if broke else finite[-max(5, min(self.late_window, len(finite) // 3)) :]
         if not (last > ceiling).all():
@@ -143,6 +144,17 @@ class LossDivergence(Rule):
             severity=Severity.CRITICAL if worst and not rise.late else Severity.WARNING,
             strength=3.0,
         )
+
+
+def _start(timeline: Timeline, losses: npt.NDArray[np.float64]) -> float:
+    """The loss at which training started, or that of the best constant prediction where it is higher.
+
+    A loss over a few elements may be small by chance; then the first ten have to tell.
+    """
+    known = timeline.info.wiring.losses if timeline.info.wiring else ()
+    sizes = [math.prod(loss.input_shape) for loss in known if loss.input_shape]
+    first = float(losses[0]) if sizes and min(sizes) >= STEADY_SIZE else median_of(losses[:10])
+    return max(first, *(loss.baseline for loss in known if loss.baseline), -np.inf)
 
 
 def _remedy(timeline: Timeline) -> Remedy:

@@ -105,7 +105,7 @@ class LossPlateau(Rule):
                 f"{min(len(flat), self.blind_window)} steps."
             ),
             remedy=Remedy(
-                text="Train on one batch alone for 200 steps: if its loss does not fall, model and loss are not joined rightly.",
+                text="Train on one batch alone for 200 steps: if its loss does not fall, model and loss are not joined.",
                 code="batch = next(iter(loader))  # and train on this one only",
             ),
             severity=Severity.CRITICAL if long else Severity.WARNING,

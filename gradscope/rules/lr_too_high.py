@@ -47,7 +47,8 @@ class LrTooHigh(Rule):
     what the loss does. It speaks in four cases:
 
     - within the first ten steps the loss jumps by more than twice its start or is no longer finite, a step before moved
-      the median matrix by a tenth of its norm or more, and the loss has not come down since;
+      the median matrix by a tenth of its norm or more, and the loss has not come down since (where it has, the finding is an
+      aside, or a warning if the jump was a hundredfold and the loss is not halved since);
     - training blows up later, and one of the last three sampled steps before was as large;
     - loss and gradient norm grow geometrically from the start, by ten times or more in all, and steps grow along;
     - for 50 steps or more the typical step is as large, and the loss does not come down.
@@ -102,9 +103,8 @@ class LrTooHigh(Rule):
     early_steps: int = 10  # within which a jump counts as one from the start
     sudden_step: float = 1.0  # update ratio from which a loss may turn NaN with no growth before
     growth: float = 10.0  # of gradient or loss in the ten steps before it turns NaN; of the loss where it grows geometrically
-    raised: float = (
-        3.0  # rise of the learning rate since the last sampled step from which its steps are taken to have grown along
-    )
+    raised: float = 3.0  # rise of the learning rate since the last sampled step, from which steps are taken to grow along
+    far_jump: float = 100.0  # of the loss over its start, from which a loss that is not halved since still counts as harmed
     sustained_steps: int = 50
     sustained_frames: int = 10
     good_step: float = 0.01  # update ratio that the remedy aims at
@@ -123,15 +123,23 @@ class LrTooHigh(Rule):
     def _early(self, timeline: Timeline, sizes: npt.NDArray[np.float64]) -> _Overshoot | None:
         losses, steps = timeline.loss, timeline.loss_steps
         start = float(losses[0])
-        reference = max(abs(start), _known_baseline(timeline))
+        reference = max(abs(start), _known_baseline(timeline), 1e-30)
         jumped = ~(losses <= start + self._rise(timeline) * reference)
         if timeline.several_objectives:
             jumped &= ~np.isfinite(losses)
         place = int(np.argmax(jumped)) if jumped.any() else None
-        if place is None or steps[place] > self.early_steps or self._recovered(timeline, start):
+        if place is None or steps[place] > self.early_steps:
             return None
         rows = np.flatnonzero(timeline.steps < steps[place])
-        return self._overshoot(timeline, sizes, rows, int(steps[place]), f"the loss jumped from {start:.3g} to {{worst}}")
+        found = self._overshoot(timeline, sizes, rows, int(steps[place]), f"the loss jumped from {start:.3g} to {{worst}}")
+        return found and replace(found, severity=self._aftermath(timeline, start, found.loss / reference))
+
+    def _aftermath(self, timeline: Timeline, start: float, jump: float) -> Severity:
+        """Critical where the loss has not come down since; a warning where it fell from far and not far below its start."""
+        if not self._recovered(timeline, start):
+            return Severity.CRITICAL
+        far = jump > self.far_jump and self._rise(timeline) == self.rise
+        return Severity.WARNING if far and timeline.last_loss > 0.5 * abs(start) else Severity.INFO
 
     def _late(self, timeline: Timeline, sizes: npt.NDArray[np.float64]) -> _Overshoot | None:
         onset = blow_up(timeline)
@@ -177,11 +185,8 @@ class LrTooHigh(Rule):
         rows = np.flatnonzero(timeline.steps < timeline.loss_steps[count - 1])
         if total < math.log(self.growth) or stray > 0.15 * total or not 0.25 <= carried_over <= 1.25:
             return None
-        if (
-            not len(rows)
-            or not (sizes[rows[-3:]] >= self.large_step).any()
-            or self._recovered(timeline, float(timeline.loss[0]))
-        ):
+        large = len(rows) > 0 and bool((sizes[rows[-3:]] >= self.large_step).any())
+        if not large or self._recovered(timeline, float(timeline.loss[0])):
             return None
         story = f"the loss grew by a factor {math.exp(slope):.3g} in every step, from {timeline.loss[0]:.3g} to {timeline.loss[count - 1]:.3g}"
         rows = rows[sizes[rows] >= self.large_step]
@@ -233,7 +238,7 @@ class LrTooHigh(Rule):
         ]
         return Hit(
             modules=largest(timeline.update_ratios[row], owners),
-            first_step=first,
+            first_step=min(first, found.step),
             last_step=max(first, int(timeline.steps[found.rows[-1]])),
             evidence={
                 "update_ratio": plain(size),

@@ -146,7 +146,7 @@ def _in_weights(timeline: Timeline, row: int) -> _Origin | None:
         return None
     previous = int(timeline.steps[row - 1]) if row else None
     sure = previous == int(timeline.steps[row]) - 1
-    since = f" since step {previous}" if previous is not None else ""
+    since = f"; at step {previous}, the sampled step before, they were" if previous is not None else ""
     update = f": the update of step {previous} made them so from finite gradients" if sure else since
     clause = f"the weights {named(names)} were not finite before the forward pass{update}"
     remedy = Remedy("Look at the optimizer's learning rate and eps, and at whatever else writes to these weights.")

@@ -34,9 +34,7 @@ COLUMNS = [f"{kind}.{statistic}" for kind in STATISTICS for statistic in STATIST
 def frame(step: int, *, schema: Schema = SCHEMA, histograms: bool = False) -> Frame:
     """A frame of all statistics with numbers that are its own."""
     rng = np.random.default_rng(step)
-    columns = {
-        name: rng.standard_normal(len(schema.sites(name.partition(".")[0]))).astype(np.float32) for name in COLUMNS
-    }
+    columns = {name: rng.standard_normal(len(schema.sites(name.partition(".")[0]))).astype(np.float32) for name in COLUMNS}
     kinds = ("activation", "activation_gradient", "weight_gradient") if histograms else ()
     shares = {kind: rng.dirichlet(np.ones(HISTOGRAM_BINS), len(schema.sites(kind))).astype(np.float32) for kind in kinds}
     return Frame(step, schema, columns, shares)

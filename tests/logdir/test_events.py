@@ -8,6 +8,7 @@ import threading
 import time
 
 from hypothesis import given
+from hypothesis import settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
@@ -22,6 +23,7 @@ def _steps(directory):
     return [event.step for event in events_in(directory) if not event.file_version]
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.binary(max_size=300))
 def test_checksum_is_tensorboards(data):
     assert masked_crc(data) == masked_crc32c(data)
@@ -44,11 +46,13 @@ def test_each_record_is_on_disk_when_write_returns_and_tensorboard_reads_it(tmp_
 
 
 def test_file_name_is_one_that_tensorboard_takes_and_says_who_wrote_it(tmp_path):
+    before = int(time.time())
     EventWriter(tmp_path).write(Event(step=1))
+    after = int(time.time())
     (path,) = tmp_path.iterdir()
     events, out, tfevents, stamp, *rest = path.name.split(".")
     assert (events, out, tfevents) == ("events", "out", "tfevents")
-    assert len(stamp) == 10 and abs(int(stamp) - time.time()) < 3600
+    assert len(stamp) == 10 and before <= int(stamp) <= after
     assert ".".join(rest) == f"{socket.gethostname()}.{os.getpid()}.0.gradscope"
 
 

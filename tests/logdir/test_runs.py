@@ -163,7 +163,7 @@ def test_a_damaged_record_costs_one_frame_and_is_told(tmp_path):
     assert len(run.damage) == 1 and "in one place are damaged" in run.damage[0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, derandomize=True, deadline=None)
 @given(st.data())
 def test_no_truncation_and_no_flipped_bits_raise(data):
     with TemporaryDirectory() as directory:
@@ -178,7 +178,7 @@ def test_no_truncation_and_no_flipped_bits_raise(data):
             assert_same_frame(held, frame(held.step))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, derandomize=True, deadline=None)
 @given(st.data())
 def test_hostile_protos_with_sound_checksums_do_not_raise(data):
     with TemporaryDirectory() as directory:
@@ -217,6 +217,7 @@ def test_hostile_protos_with_sound_checksums_do_not_raise(data):
         text_value("gradscope/meta", "[" * 10**5),
         text_value("gradscope/meta", '{"name": 3}'),
         text_value("gradscope/schema/12345678", '{"modules": [1]}'),
+        text_value("gradscope/schema/12345678", '{"modules": []}'),
         text_value("gradscope/schema/", "x"),
     ],
 )
@@ -280,7 +281,8 @@ def test_usual_names_are_recognised(tmp_path, tag, field):
 
 
 @pytest.mark.parametrize(
-    "tag", ["val/loss", "eval_loss", "test/loss", "accuracy", "loss_scale", "weight_norm", "lr_finder", "discriminator/loss_real"]
+    "tag",
+    ["val/loss", "eval_loss", "test/loss", "accuracy", "loss_scale", "weight_norm", "lr_finder", "discriminator/loss_real"],
 )
 def test_names_of_something_else_are_not(tmp_path, tag):
     write_events(tmp_path / FILE, scalar_events({tag: {0: 3.0}}))
@@ -295,7 +297,7 @@ def test_other_tools_scalars_of_every_form_make_up_the_pulses(tmp_path):
     events = [*scalar_events(LOSS), Event(step=20, summary=Summary(value=values))]
     events.append(Event(step=15, summary=Summary(value=[Summary.Value(tag="grad_norm", simple_value=float("nan"))])))
     events.append(Event(step=20, summary=Summary(value=[Summary.Value(tag="grad_norm", tensor=packed)])))
-    events += scalar_events({"loss": {5: 100.0}, "val/loss": {step: 50.0 for step in range(9)}})
+    events += scalar_events({"loss": {5: 100.0}, "val/loss": dict.fromkeys(range(9), 50.0)})
     write_events(tmp_path / FILE, events)
     rows = read_run(*find_runs(tmp_path)).pulses
     nan, inf = np.nan, np.inf
@@ -344,7 +346,7 @@ def test_other_tools_files_without_anything_to_go_by(tmp_path):
     for place in ("a", "b"):
         write_events(tmp_path / place / FILE, scalar_events({"accuracy": {0: 1.0}}))
     (run,) = find_runs(tmp_path)
-    with pytest.raises(LogdirError, match="other tools' event files.*found accuracy"):
+    with pytest.raises(LogdirError, match=r"other tools' event files.*found accuracy"):
         read_run(run)
 
 
@@ -353,7 +355,7 @@ def test_records_of_a_newer_version(tmp_path):
     value.metadata.plugin_data.plugin_name = "gradscope"
     value.metadata.plugin_data.content = b'{"version": 2}'
     _write_own(tmp_path, value)
-    with pytest.raises(LogdirError, match="format 2.*newer gradscope.*update"):
+    with pytest.raises(LogdirError, match=r"format 2.*newer gradscope.*update"):
         read_run(*find_runs(tmp_path))
 
 

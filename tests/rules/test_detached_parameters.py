@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from gradscope.records import Hit
+from gradscope.records import Severity
+from gradscope.records import Site
+from gradscope.rules.detached_parameters import DetachedParameters
+from gradscope.timeline import Timeline
+from tests.timelines import SMALL
+from tests.timelines import build
+from tests.timelines import classification
+from tests.timelines import empty
+from tests.timelines import linear
+from tests.timelines import poisoned
+
+HEAD_ONLY = classification(reached=("layers.4.weight",))
+CUT = classification(reached=("layers.4.weight",), cuts=(("layers.3", "layers.4"),))
+NO_GRADIENT = {"layers.0.weight": math.nan, "layers.2.weight": math.nan}
+
+
+def hits(timeline: Timeline) -> list[Hit]:
+    return list(DetachedParameters().check(timeline))
+
+
+def detached(gradient: Any = NO_GRADIENT, **changes: Any) -> Timeline:
+    given: dict[str, Any] = {"columns": {"weight_gradient.norm": gradient}, "wiring": CUT}
+    return build(**(given | changes))
+
+
+def test_names_both_sides_of_the_cut() -> None:
+    (hit,) = hits(detached(pulses={"loss": 1.4}))
+    assert hit.modules == ("layers.0", "layers.2")
+    assert hit.evidence["cut"] == ["layers.3", "layers.4"]
+    assert "between layers.3 and layers.4" in hit.message and "between layers.3 and layers.4" in hit.remedy.text
+    assert hit.severity is Severity.CRITICAL
+    assert hit.first_step == 0
+
+
+def test_is_a_warning_where_the_rest_learns() -> None:
+    (hit,) = hits(detached())
+    assert hit.severity is Severity.WARNING
+
+
+def test_a_gradient_of_zero_counts_like_none_where_no_loss_reaches_it() -> None:
+    assert len(hits(detached({"layers.0.weight": 0.0, "layers.2.weight": 0.0}))) == 1
+
+
+def test_is_silent_on_a_healthy_run() -> None:
+    assert not hits(build())
+
+
+def test_is_silent_on_dead_layers_that_the_loss_reaches() -> None:
+    assert not hits(detached({"layers.0.weight": 0.0, "layers.2.weight": 0.0}, wiring=classification()))
+
+
+def test_one_gradient_in_any_step_clears_a_parameter() -> None:
+    once = dict.fromkeys(NO_GRADIENT, lambda step: 0.1 if step == 7 else math.nan)
+    assert not hits(detached(once))
+
+
+def test_is_silent_on_modules_that_never_ran() -> None:
+    ran = [Site(module.path) for module in SMALL.modules if module.path in ("layers.3", "layers.4")]
+    assert not hits(detached(sites=ran))
+
+
+def test_is_silent_on_frozen_parameters() -> None:
+    net = linear("body", 16, 16, trainable=False) + linear("head", 16, 4)
+    assert not hits(build(net, columns={"weight_gradient.norm": {"body.weight": math.nan}}))
+
+
+def test_is_silent_on_a_module_whose_output_nothing_uses() -> None:
+    wiring = classification(reached=("layers.0.weight", "layers.4.weight"))
+    assert not hits(detached({"layers.2.weight": math.nan}, wiring=wiring))
+
+
+def test_a_cut_seen_in_the_graph_convicts_a_branch_in_the_middle() -> None:
+    wiring = classification(reached=("layers.0.weight", "layers.4.weight"), cuts=(("layers.3", "layers.4"),))
+    (hit,) = hits(detached({"layers.2.weight": math.nan}, wiring=wiring))
+    assert hit.modules == ("layers.2",)
+
+
+def test_without_a_cut_all_that_stands_in_front_is_found() -> None:
+    (hit,) = hits(detached(wiring=HEAD_ONLY))
+    assert hit.modules == ("layers.0", "layers.2") and hit.evidence["cut"] is None
+
+
+def test_is_silent_where_nothing_gets_a_gradient() -> None:
+    assert not hits(detached(math.nan))
+
+
+@pytest.mark.parametrize(("steps", "count"), [(9, 0), (10, 1)])
+def test_ten_sampled_steps_are_needed(steps: int, count: int) -> None:
+    assert len(hits(detached(steps=range(steps)))) == count
+
+
+def test_survives_what_is_not_finite_or_not_there() -> None:
+    assert not hits(empty())
+    for value in (math.nan, math.inf):
+        hits(poisoned(value))

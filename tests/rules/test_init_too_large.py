@@ -1,0 +1,116 @@
+"""When initial weights count as too large."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradscope.records import Hit
+from gradscope.records import Severity
+from gradscope.rules.init_too_large import InitTooLarge
+from gradscope.timeline import Timeline
+from tests.timelines import Net
+from tests.timelines import Values
+from tests.timelines import build
+from tests.timelines import classification
+from tests.timelines import empty
+from tests.timelines import linear
+from tests.timelines import mlp
+from tests.timelines import module
+from tests.timelines import poisoned
+
+DEEP = mlp(*[64] * 9)  # eight matrix layers
+STUCK = {"loss": 100.0}
+BLOWN_UP = {"loss": lambda step: 100.0 if step < 3 else math.nan}
+
+
+def hits(timeline: Timeline) -> list[Hit]:
+    return list(InitTooLarge().check(timeline))
+
+
+def grown(net: Net, rho: float, *, per_layer: float | None = None) -> dict[str, Values]:
+    """Weights rho times He's variance, and a signal that grows along: half log10 rho decades a layer unless told otherwise."""
+    norms = np.array([math.sqrt(2 * rho * p.size / p.fan_in) for p in net.parameters])
+    slope = 0.5 * math.log10(rho) if per_layer is None else per_layer
+    depth = np.array([i // 2 for i in range(len(net.modules))])
+    return {"weight.norm": lambda step: norms, "activation.signal": lambda step: 10.0 ** (slope * depth)}
+
+
+def run(rho: float, *, net: Net = DEEP, per_layer: float | None = None, **more: Any) -> list[Hit]:
+    return hits(build(net, columns=grown(net, rho, per_layer=per_layer), **({"pulses": STUCK} | more)))
+
+
+def test_weights_that_are_too_large_are_named_with_the_factor_that_mends_them() -> None:
+    (hit,) = run(5.8)
+    assert (hit.first_step, hit.last_step, hit.strength) == (0, 0, 4.0)
+    assert hit.evidence["rho"] == pytest.approx(5.8, rel=1e-3)
+    assert hit.evidence["decades_per_layer"] == pytest.approx(0.382, rel=1e-2)
+    assert hit.modules == tuple(f"layers.{i}" for i in range(0, 14, 2))  # not the last
+    assert hit.remedy.code is not None
+    assert "'layers.2': 0.4152" in hit.remedy.code
+
+
+def test_severity_follows_what_becomes_of_the_training() -> None:
+    assert run(5.8, pulses=BLOWN_UP)[0].severity is Severity.CRITICAL
+    assert run(5.8, pulses={})[0].severity is Severity.INFO
+    assert run(5.8, steps=range(3))[0].severity is Severity.WARNING
+
+
+def test_rho_and_slope_and_total_must_all_be_large() -> None:
+    assert not run(1.9, per_layer=0.4)
+    assert not run(5.8, per_layer=0.09)
+    assert not run(5.8, net=mlp(*[64] * 7), per_layer=0.2)  # six layers, five compared: 0.8 decades
+    assert run(5.8, net=mlp(*[64] * 7), per_layer=0.4)
+
+
+def test_a_learning_rate_that_is_too_high_shows_nothing_at_step_0() -> None:
+    columns = {"activation.signal": lambda step: 1.0 if step == 0 else 1e6, "update.ratio": 3.0}
+    assert not hits(build(DEEP, columns=columns, pulses=BLOWN_UP))
+
+
+def test_layers_that_a_norm_follows_do_not_count() -> None:
+    net = Net((), ())
+    for i in range(8):
+        net += linear(f"layers.{2 * i}", 64, 64, norm_follows=True) + module(f"layers.{2 * i + 1}", "BatchNorm1d", "norm")
+    assert not run(5.8, net=net)
+
+
+def test_a_residual_net_is_judged_by_its_blocks() -> None:
+    net = Net((), ())
+    for i in range(8):
+        net += linear(f"blocks.{i}.a", 64, 64, activation="relu") + module(f"blocks.{i}", "Block", "container")
+    net += linear("head", 64, 4)
+    wiring = classification(net, residual_additions=8)
+    norms = np.array([math.sqrt(2 * 6 * p.size / p.fan_in) for p in net.parameters])
+    zero_branch = {"weight.norm": lambda step: norms, "activation.signal": {f"blocks.{i}.a": 10.0**i for i in range(8)}}
+    growing = {"weight.norm": lambda step: norms, "activation.signal": {f"blocks.{i}": 10.0 ** (0.4 * i) for i in range(8)}}
+    assert not hits(build(net, columns=zero_branch, pulses=STUCK, wiring=wiring))
+    (hit,) = hits(build(net, columns=growing, pulses=STUCK, wiring=wiring))
+    assert hit.evidence["blocks"] == 8
+
+
+def test_in_short_nets_rho_counts_after_a_blow_up_only() -> None:
+    short = mlp(64, 64, 64, 4)
+    (hit,) = run(128.0, net=short, pulses=BLOWN_UP)
+    assert hit.strength == 3.0
+    assert not run(128.0, net=short)
+    assert not run(3.9, net=short, pulses=BLOWN_UP)
+    assert not run(128.0, net=mlp(64, 64, 4), pulses=BLOWN_UP)
+
+
+def test_with_a_batch_of_one_theory_stands_for_the_signal() -> None:
+    columns = {**grown(DEEP, 5.8), "activation.signal": math.nan}
+    (hit,) = hits(build(DEEP, columns=columns, pulses=STUCK))
+    assert hit.evidence["decades_per_layer"] == pytest.approx(0.382, rel=1e-2)
+
+
+def test_only_step_0_shows_how_weights_were_initialised() -> None:
+    assert not run(5.8, steps=range(1, 20))
+
+
+def test_healthy_and_broken_numbers_raise_nothing() -> None:
+    for timeline in (build(DEEP), empty(), poisoned(math.nan, net=DEEP), poisoned(math.inf, net=DEEP), poisoned(0.0, net=DEEP)):
+        assert not hits(timeline)

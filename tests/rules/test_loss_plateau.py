@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradscope.records import Hit
+from gradscope.records import Severity
+from gradscope.records import Wiring
+from gradscope.rules.loss_plateau import LossPlateau
+from gradscope.timeline import Timeline
+from tests.timelines import build
+from tests.timelines import empty
+from tests.timelines import poisoned
+from tests.timelines import sgd
+
+WOBBLE = np.tile([0.001, -0.002, 0.003, -0.001, 0.002, -0.003, 0.0], 100)  # no trend, for sure
+LN4 = math.log(4)
+UNKNOWN = Wiring(graphs=3)
+
+
+def hits(timeline: Timeline) -> list[Hit]:
+    return list(LossPlateau().check(timeline))
+
+
+def run(level: float | np.ndarray[Any, Any], *, total: int = 150, pulses: Any = None, **changes: Any) -> Timeline:
+    losses = level + WOBBLE[:total]
+    return build(steps=(), total=total, pulses={"loss": losses, **(pulses or {})}, **changes)
+
+
+def test_a_classifier_that_stays_at_chance_is_found() -> None:
+    (hit,) = hits(run(LN4))
+    assert (hit.first_step, hit.last_step) == (0, 149)
+    assert hit.evidence["reference_loss"] == pytest.approx(LN4)
+    assert "the best constant prediction has 1.386" in hit.message
+    assert hit.severity is Severity.WARNING
+
+
+def test_is_critical_after_three_hundred_steps() -> None:
+    (hit,) = hits(run(LN4, total=300))
+    assert hit.severity is Severity.CRITICAL
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.78, 0), (0.83, 1)])
+def test_four_fifths_of_the_constant_prediction_is_the_bound(share: float, count: int) -> None:
+    assert len(hits(run(share * LN4))) == count
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.9, 0), (1.0, 1)])
+def test_a_loss_that_came_down_to_it_has_to_be_nearer(share: float, count: int) -> None:
+    levels = np.where(np.arange(250) < 5, 9.0, share * LN4)
+    found = hits(run(levels, total=250))
+    assert len(found) == count
+    assert all(hit.first_step == 150 for hit in found)
+
+
+@pytest.mark.parametrize(("total", "count"), [(99, 0), (100, 1)])
+def test_a_hundred_losses_are_needed(total: int, count: int) -> None:
+    assert len(hits(run(LN4, total=total))) == count
+
+
+@pytest.mark.parametrize(("total", "count"), [(199, 0), (200, 1)])
+def test_two_hundred_are_needed_where_the_level_is_not_known(total: int, count: int) -> None:
+    assert len(hits(run(5.0, total=total, wiring=UNKNOWN))) == count
+
+
+def test_where_the_level_is_not_known_the_loss_must_be_where_it_started() -> None:
+    down = np.where(np.arange(250) < 30, 5.0, 4.8)
+    assert not hits(run(down, total=250, wiring=UNKNOWN))
+
+
+def test_slow_progress_is_progress() -> None:
+    assert not hits(run(LN4 - 0.001 * np.arange(150)))
+
+
+def test_a_warm_up_has_not_begun_to_count() -> None:
+    assert not hits(run(LN4, pulses={"learning_rate": lambda step: 1e-3 * step}))
+    assert not hits(run(LN4, pulses={"learning_rate": lambda step: 1e-3 * min(step, 80)}))
+    assert len(hits(run(LN4, total=200, pulses={"learning_rate": lambda step: 1e-3 * min(step, 80)}))) == 1
+
+
+def test_losses_of_several_players_or_below_zero_are_not_judged() -> None:
+    assert not hits(run(LN4, optimizers=[sgd(), sgd()]))
+    assert not hits(run(LN4, shared_process=True))
+    assert not hits(run(0.0, total=250, wiring=UNKNOWN))
+
+
+def test_is_silent_on_healthy_and_on_converged_runs() -> None:
+    assert not hits(build())
+    assert not hits(run(np.maximum(1.3 * np.exp(-np.arange(400) / 20), 0.05), total=400))
+
+
+def test_survives_what_is_not_finite_or_not_there() -> None:
+    assert not hits(empty())
+    assert not hits(run(np.where(np.arange(150) == 140, math.nan, LN4)))
+    for value in (math.nan, math.inf, -math.inf):
+        hits(poisoned(value))
+    hits(run(LN4, pulses={"learning_rate": math.nan}))

@@ -1,0 +1,174 @@
+"""When a learning rate counts as too high."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from gradscope.records import Hit
+from gradscope.records import LossInfo
+from gradscope.records import OptimizerInfo
+from gradscope.records import Severity
+from gradscope.rules.lr_too_high import LrTooHigh
+from gradscope.timeline import Timeline
+from tests.timelines import SMALL
+from tests.timelines import build
+from tests.timelines import classification
+from tests.timelines import empty
+from tests.timelines import poisoned
+
+DENSE = range(12)
+
+
+def hits(timeline: Timeline) -> list[Hit]:
+    return list(LrTooHigh().check(timeline))
+
+
+def run(loss: Any, *, ratio: Any = 0.3, norm: Any = 1.0, columns: Any = None, rate: Any = 0.1, **more: Any) -> list[Hit]:
+    pulses = {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
+    return hits(build(columns={"update.ratio": ratio, **(columns or {})}, pulses=pulses, **more))
+
+
+def jump(step: int) -> float:
+    """A loss that jumps at the first update and stays up."""
+    return 1.4 if step == 0 else 50.0
+
+
+def test_a_jump_after_a_large_step_is_named_with_a_lower_rate() -> None:
+    (hit,) = run(jump, ratio=lambda step: 2.0 if step == 0 else 0.0, rate=50.0)
+    assert (hit.first_step, hit.severity) == (0, Severity.CRITICAL)
+    assert hit.evidence["update_ratio"] == pytest.approx(2.0)
+    assert hit.modules == ("layers.0", "layers.2", "layers.4")
+    assert hit.remedy.code is not None
+    assert 'group["lr"] = 0.2 ' in hit.remedy.code  # 50 * 0.01 / 2, to one digit
+
+
+def test_the_remedy_divides_by_eight_at_least() -> None:
+    (hit,) = run(jump, ratio=0.11, rate=1.0, norm=lambda step: 10.0**step)
+    assert 'group["lr"] = 0.09 ' in (hit.remedy.code or "")
+    (hit,) = hits(build(columns={"update.ratio": 0.11}, pulses={"loss": jump, "learning_rate": 0.08}))
+    assert 'group["lr"] = 0.007 ' in (hit.remedy.code or "")
+
+
+def test_boundaries_of_step_and_jump() -> None:
+    assert not run(jump, ratio=0.09)
+    assert run(lambda step: 1.4 if step == 0 else 1.4 * 3.1)
+    assert not run(lambda step: 1.4 if step == 0 else 1.4 * 2.9, steps=DENSE)
+
+
+def test_large_steps_after_the_jump_prove_nothing() -> None:
+    assert not run(jump, ratio=lambda step: 0.001 if step == 0 else 0.3, steps=DENSE)
+
+
+def test_a_jump_that_is_overcome_is_an_aside() -> None:
+    assert run(lambda step: 10.0 if step == 1 else 1.4 * math.exp(-step / 30))[0].severity is Severity.INFO
+
+
+def test_a_hundredfold_jump_that_is_hardly_overcome_is_a_warning() -> None:
+    assert run(lambda step: 500.0 if step == 1 else (1.4 if step < 5 else 1.0))[0].severity is Severity.WARNING
+
+
+def test_a_loss_that_falls_from_the_jump_but_stays_at_the_constant_prediction_is_not_overcome() -> None:
+    assert run(lambda step: (15.0, 700.0)[step] if step < 2 else math.log(4))[0].severity is Severity.CRITICAL
+
+
+def test_nan_after_growth_is_named() -> None:
+    grows = {"norm": lambda step: 10.0**step, "steps": DENSE}
+    (hit,) = run(lambda step: 1.4 if step < 3 else math.nan, **grows)
+    assert hit.evidence["onset"] == 3
+    assert hit.evidence["worst_loss"] is None
+
+
+def test_nan_out_of_the_blue_takes_steps_larger_than_the_weights() -> None:
+    assert not run(lambda step: 1.4 if step < 3 else math.nan, steps=DENSE)
+    assert run(lambda step: 1.4 if step < 3 else math.nan, ratio=1.1, steps=DENSE)
+
+
+def test_nan_that_comes_with_the_data_is_not_named() -> None:
+    bad = {"input.nonfinite": lambda step: 0.01 if step == 3 else 0.0}
+    assert not run(lambda step: 1.4 if step < 3 else math.nan, ratio=1.1, columns=bad, steps=DENSE)
+
+
+def test_gradients_that_are_not_cleared_are_another_cause() -> None:
+    assert not run(lambda step: 1.4 if step < 3 else 1.4 * 2.0**step, columns={"weight_gradient.carried": 1.0})
+
+
+def test_steps_that_weight_decay_alone_makes_large_are_another_cause() -> None:
+    decaying = OptimizerInfo("AdamW", 0.01, tuple(p.name for p in SMALL.parameters), 0, {"weight_decay": 20.0})
+    assert not run(jump, rate=0.01, optimizers=(decaying,))
+
+
+def test_an_outlier_after_steps_of_ordinary_size_is_left_alone() -> None:
+    assert not run(lambda step: 1.4 if step < 60 else 90.0, ratio=lambda step: 0.5 if step == 60 else 0.003)
+
+
+def test_a_late_blow_up_after_large_steps_is_named_where_it_happens() -> None:
+    (hit,) = run(lambda step: 1.0 if step < 62 else 90.0, ratio=lambda step: 0.3 if step >= 55 else 0.003)
+    assert (hit.first_step, hit.evidence["onset"]) == (55, 62)
+
+
+def test_a_rate_that_rises_between_samples_is_reckoned_with() -> None:
+    (hit,) = run(
+        lambda step: 1.0 if step < 82 else 90.0,
+        ratio=0.004,
+        rate=lambda step: 0.05 if step < 80 else 10.0,
+        steps=DENSE,
+        total=100,
+    )
+    assert hit.first_step == 81
+    assert hit.evidence["learning_rate_raised"] == pytest.approx(200.0)
+    assert hit.evidence["update_ratio"] == pytest.approx(0.8)
+
+
+def test_a_loss_that_grows_geometrically_is_named_though_the_first_steps_are_small() -> None:
+    (hit,) = run(
+        lambda step: 1.0 * 1.3**step,
+        norm=lambda step: 1.14**step,
+        ratio=lambda step: min(2.0, 0.01 * 1.3**step),
+        steps=DENSE,
+        wiring=classification(losses=()),
+    )
+    assert hit.first_step == 0  # where it began to grow
+    assert "grew by a factor 1.3 in every step" in hit.message
+    assert hit.evidence["update_ratio"] == pytest.approx(0.106, rel=0.01)
+
+
+def test_large_steps_that_lead_nowhere_are_a_warning_after_a_while() -> None:
+    (hit,) = run(lambda step: 1.4 + 0.01 * math.sin(step), ratio=0.2)
+    assert hit.severity is Severity.WARNING
+    assert not run(lambda step: 1.4 + 0.01 * math.sin(step), ratio=0.2, steps=DENSE)
+    assert not run(lambda step: 1.4 + 0.01 * math.sin(step), ratio=0.09)
+
+
+def test_large_steps_of_a_training_that_works_are_left_alone() -> None:
+    assert not hits(build(columns={"update.ratio": 0.35}))
+
+
+def test_a_loss_over_few_numbers_takes_a_hundredfold_jump() -> None:
+    one = LossInfo("mse", "MseLossBackward0", "mean", (1, 1), (1, 1))
+    wiring = classification(losses=(one,))
+    assert not run(lambda step: 0.1 if step == 0 else 5.0, wiring=wiring, steps=DENSE)
+    assert run(lambda step: 0.1 if step == 0 else 50.0, wiring=wiring, steps=DENSE)
+
+
+def test_with_several_objectives_only_what_is_not_finite_counts() -> None:
+    assert not run(jump, shared_process=True)
+    assert run(lambda step: 1.4 if step == 0 else math.inf, ratio=1.1, shared_process=True)
+
+
+def test_it_speaks_as_soon_as_the_jump_is_seen() -> None:
+    assert not run(jump, steps=range(1))
+    assert run(jump, steps=range(2))
+
+
+def test_healthy_and_broken_numbers_raise_nothing() -> None:
+    for timeline in (build(), build(steps=[0]), empty(), poisoned(math.nan), poisoned(math.inf), poisoned(0.0)):
+        assert not hits(timeline)
+
+
+def test_infinite_steps_do_not_break_the_remedy() -> None:
+    (hit,) = run(lambda step: 1.4 if step == 0 else math.nan, ratio=math.inf)
+    assert hit.evidence["update_ratio"] is None
+    assert 'group["lr"] = 0.0001 ' in (hit.remedy.code or "")

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from gradscope.records import Hit
+from gradscope.records import Severity
+from gradscope.rules.nonfinite_origin import NonfiniteOrigin
+from gradscope.timeline import Timeline
+from tests.timelines import SMALL
+from tests.timelines import build
+from tests.timelines import empty
+from tests.timelines import module
+from tests.timelines import norm
+from tests.timelines import poisoned
+
+BAD = 8
+
+
+def hits(timeline: Timeline) -> list[Hit]:
+    return list(NonfiniteOrigin().check(timeline))
+
+
+def from_step(step: int) -> Any:
+    return lambda now: float(now >= step)
+
+
+def broken(columns: Any, *, loss: bool = True, **changes: Any) -> Timeline:
+    """A run whose loss, or else whose gradient, is not finite from step 8 on."""
+    pulses = {"gradient_norm": lambda step: math.inf if step >= BAD else 1.0}
+    pulses |= {"loss": lambda step: math.nan if step >= BAD else 1.4} if loss else {}
+    return build(**({"columns": columns, "pulses": pulses} | changes))
+
+
+def test_the_first_module_in_execution_order_is_named() -> None:
+    forward = {"layers.2": from_step(BAD), "layers.3": from_step(BAD), "layers.4": from_step(BAD)}
+    (hit,) = hits(broken({"activation.nonfinite": forward, "activation_gradient.nonfinite": from_step(BAD)}))
+    assert hit.modules == ("layers.2",)
+    assert hit.evidence["place"] == "forward"
+    assert (hit.first_step, hit.last_step) == (BAD, BAD)
+    assert "layers.2 (Linear) was the first" in hit.message
+    assert hit.strength == 4.0 and hit.severity is Severity.CRITICAL
+
+
+def test_an_input_comes_before_all_modules() -> None:
+    columns = {"input.nonfinite": lambda step: 0.25 * (step >= BAD), "activation.nonfinite": from_step(BAD)}
+    (hit,) = hits(broken(columns))
+    assert hit.evidence["place"] == "input" and "the input x was not finite (25.00%" in hit.message
+    assert hit.strength == 10.0
+    assert "torch.isfinite(x).all()" in (hit.remedy.code or "")
+
+
+def test_weights_come_before_everything_and_the_update_before_them_is_named() -> None:
+    columns = {"weight.nonfinite": {"layers.2.weight": from_step(BAD)}, "input.nonfinite": from_step(BAD)}
+    (hit,) = hits(broken(columns))
+    assert hit.evidence["place"] == "weights" and hit.modules == ("layers.2",)
+    assert "the update of step 7" in hit.message
+
+
+def test_weights_found_later_than_the_loss_prove_little() -> None:
+    columns = {"weight.nonfinite": from_step(20), "activation.nonfinite": from_step(20)}
+    pulses = {"loss": lambda step: math.nan if step >= 17 else 1.4}
+    (hit,) = hits(build(columns=columns, pulses=pulses))
+    assert hit.first_step == 20 and hit.strength == 1.0
+    assert "from step 17 on" in hit.message and "at step 15, the sampled step before, they were" in hit.message
+
+
+def test_the_loss_is_named_where_all_modules_are_finite() -> None:
+    (hit,) = hits(broken({"activation_gradient.nonfinite": from_step(BAD)}))
+    assert hit.evidence["place"] == "loss" and hit.modules == ()
+
+
+def test_the_way_back_is_gone_from_the_end() -> None:
+    back = {"layers.0": from_step(BAD), "layers.1": from_step(BAD), "layers.2": from_step(BAD)}
+    (hit,) = hits(broken({"activation_gradient.nonfinite": back}, loss=False))
+    assert hit.evidence["place"] == "backward"
+    assert hit.modules == ("layers.2", "layers.3")
+    assert "from layers.3 back to layers.2" in hit.message
+
+
+def test_a_gradient_that_is_bad_at_the_output_comes_from_the_loss() -> None:
+    (hit,) = hits(broken({"activation_gradient.nonfinite": from_step(BAD)}, loss=False))
+    assert hit.modules == ("layers.4",) and "from the loss back to layers.4" in hit.message
+
+
+def test_parameters_are_named_where_nothing_else_shows() -> None:
+    (hit,) = hits(broken({"weight_gradient.nonfinite": {"layers.4.weight": from_step(BAD)}}, loss=False))
+    assert hit.evidence["place"] == "gradients" and hit.modules == ("layers.4",)
+
+
+@pytest.mark.parametrize("growing", ["loss", "gradient_norm"])
+def test_growth_before_it_makes_it_a_consequence(growing: str) -> None:
+    def grow(step: int) -> float:
+        return 3.0**step if step < BAD else math.inf
+
+    (hit,) = hits(build(columns={"activation.nonfinite": from_step(BAD)}, pulses={growing: grow}))
+    assert hit.strength == 1.0
+    assert f"after the {growing.replace('_', ' ')} had gone from 3 to 2.19e+03" in hit.message
+    assert "clip_grad_norm_" in (hit.remedy.code or "")
+
+
+def test_growth_of_the_weights_in_one_step_is_seen() -> None:
+    columns = {"weight.norm": lambda step: 1e9 if step else 5.0, "activation.nonfinite": from_step(1)}
+    (hit,) = hits(build(columns=columns, pulses={"loss": lambda step: math.nan if step else 1.4}))
+    assert hit.strength == 1.0 and "largest weight norm had gone from 5 to 1e+09" in hit.message
+
+
+def test_the_remedy_fits_the_module() -> None:
+    softmax = module("attention.softmax", "Softmax", "activation")
+    (masked,) = hits(broken({"activation.nonfinite": from_step(BAD)}, net=softmax + SMALL))
+    (normed,) = hits(broken({"activation.nonfinite": from_step(BAD)}, net=norm("norm", 16) + SMALL))
+    assert "mask" in masked.remedy.text and "eps" in normed.remedy.text
+
+
+def test_infinities_that_harm_nothing_are_not_meant() -> None:
+    assert not hits(build(columns={"activation.nonfinite": {"layers.1": 0.5}, "activation_gradient.nonfinite": 0.1}))
+    mask_then_fault = {"layers.0": 0.5, "layers.3": from_step(BAD)}
+    (hit,) = hits(broken({"activation.nonfinite": mask_then_fault}))
+    assert hit.modules == ("layers.3",)
+
+
+def test_is_a_warning_where_training_went_on() -> None:
+    columns = {"activation.nonfinite": {"layers.2": lambda step: float(step == BAD)}}
+    (hit,) = hits(build(columns=columns, pulses={"loss": lambda step: math.nan if step == BAD else 1.0}))
+    assert hit.severity is Severity.WARNING
+
+
+def test_is_silent_on_a_healthy_run_and_where_no_frame_shows_it() -> None:
+    assert not hits(build())
+    assert not hits(build(steps=(0, 1, 2), total=60, pulses={"loss": lambda step: math.nan if step > 50 else 1.0}))
+
+
+def test_survives_what_is_not_there() -> None:
+    assert not hits(empty())
+    hits(poisoned(math.nan))
+    assert len(hits(poisoned(math.inf))) == 1

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from gradscope.records import Hit
+from gradscope.records import OptimizerInfo
+from gradscope.records import Severity
+from gradscope.records import Wiring
+from gradscope.rules.optimizer_misses_parameters import OptimizerMissesParameters
+from gradscope.timeline import Timeline
+from tests.timelines import SMALL
+from tests.timelines import build
+from tests.timelines import empty
+from tests.timelines import linear
+from tests.timelines import poisoned
+
+HEAD = OptimizerInfo("AdamW", 0.001, ("layers.4.weight",), 0, {"weight_decay": 0.05})
+STALE = OptimizerInfo("SGD", 0.05, (), 6, {"momentum": 0.9})
+STANDING = {"layers.0.weight": 5.0, "layers.2.weight": 8.0}
+
+
+def hits(timeline: Timeline) -> list[Hit]:
+    return list(OptimizerMissesParameters().check(timeline))
+
+
+def partial(**changes: Any) -> Timeline:
+    return build(**({"optimizers": [HEAD], "columns": {"weight.norm": STANDING}} | changes))
+
+
+def stale(**changes: Any) -> Timeline:
+    given = {"optimizers": [STALE], "pulses": {"foreign": 1.0}, "columns": {"weight.norm": 5.0}, "steps": range(40)}
+    return build(**(given | changes))
+
+
+def test_names_the_parameters_that_no_optimizer_holds() -> None:
+    (hit,) = hits(partial())
+    assert hit.modules == ("layers.0", "layers.2")
+    assert "layers.0.weight and layers.2.weight" in hit.message
+    assert (hit.first_step, hit.last_step) == (0, 95)
+    assert "torch.optim.AdamW(model.parameters(), lr=0.001, weight_decay=0.05)" in (hit.remedy.code or "")
+    assert hit.severity is Severity.CRITICAL
+
+
+def test_is_a_warning_where_most_of_the_model_trains() -> None:
+    most = OptimizerInfo("SGD", 0.1, ("layers.0.weight", "layers.2.weight"), 0, {})
+    (hit,) = hits(partial(optimizers=[most], columns={"weight.norm": {"layers.4.weight": 3.0}}))
+    assert hit.modules == ("layers.4",)
+    assert hit.severity is Severity.WARNING
+
+
+def test_is_silent_on_a_healthy_run() -> None:
+    assert not hits(build())
+
+
+def test_is_silent_where_somebody_else_moves_the_parameters() -> None:
+    assert not hits(build(optimizers=[HEAD]))  # norms grow by default
+
+
+def test_is_silent_on_frozen_parameters() -> None:
+    net = linear("body", 16, 16, trainable=False) + linear("head", 16, 4)
+    assert not hits(build(net, columns={"weight.norm": {"body.weight": 5.0}}))
+
+
+def test_is_silent_on_parameters_without_gradient() -> None:
+    without = {"layers.0.weight": math.nan, "layers.2.weight": 0.0}
+    assert not hits(partial(columns={"weight.norm": STANDING, "weight_gradient.norm": without}))
+
+
+def test_is_silent_on_parameters_tied_to_one_that_is_held() -> None:
+    tied = type(SMALL)(SMALL.modules, tuple(type(p)(**{**p.__dict__, "tied": ("layers.4.weight",)}) for p in SMALL.parameters))
+    assert not hits(partial(net=tied))
+
+
+@pytest.mark.parametrize(("steps", "count"), [(9, 0), (10, 1)])
+def test_ten_sampled_steps_are_needed(steps: int, count: int) -> None:
+    assert len(hits(partial(steps=range(steps)))) == count
+
+
+def test_an_optimizer_of_another_model_is_found() -> None:
+    (hit,) = hits(stale())
+    assert hit.severity is Severity.CRITICAL
+    assert "6 tensors that SGD holds" in hit.message and "40 optimizer steps" in hit.message
+    assert "torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)" in (hit.remedy.code or "")
+
+
+def test_an_optimizer_of_another_model_is_found_without_frames_or_optimizers() -> None:
+    assert len(hits(build(optimizers=[], pulses={"foreign": 1.0}, steps=(), total=20))) == 1
+    assert OptimizerMissesParameters().obstacle(stale()) is None
+
+
+@pytest.mark.parametrize(("steps", "count"), [(5, 0), (6, 1)])
+def test_a_critic_may_step_five_times_before_its_actor(steps: int, count: int) -> None:
+    assert len(hits(stale(steps=range(steps)))) == count
+
+
+def test_is_silent_where_the_other_optimizer_is_another_players() -> None:
+    assert not hits(stale(optimizers=[STALE, HEAD], pulses={"foreign": lambda step: step % 2}, columns={}))
+    assert not hits(stale(wiring=Wiring(graphs=3)))  # no loss reaches this model: a teacher
+    assert not hits(stale(columns={}))  # it moves
+
+
+def test_survives_what_is_not_finite_or_not_there() -> None:
+    assert not hits(empty())
+    for value in (math.nan, math.inf):
+        hits(poisoned(value))

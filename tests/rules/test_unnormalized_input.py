@@ -1,0 +1,97 @@
+"""When an input counts as not normalised."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from gradscope.records import Hit
+from gradscope.records import Severity
+from gradscope.rules.unnormalized_input import UnnormalizedInput
+from gradscope.timeline import Timeline
+from tests.timelines import SMALL
+from tests.timelines import Values
+from tests.timelines import build
+from tests.timelines import empty
+from tests.timelines import module
+from tests.timelines import norm
+from tests.timelines import poisoned
+
+STUCK = {"loss": 1.4}
+BLOWN_UP = {"loss": lambda step: 1.4 if step < 3 else math.nan}
+
+
+def hits(timeline: Timeline) -> list[Hit]:
+    return list(UnnormalizedInput().check(timeline))
+
+
+def pixels(**kinds: Values) -> dict[str, Values]:
+    return {f"input.{name}": value for name, value in kinds.items()}
+
+
+def test_raw_pixels_are_named_with_the_remedy_worked_out() -> None:
+    (hit,) = hits(build(columns=pixels(rms=math.hypot(33.0, 78.0), mean=33.0), pulses=STUCK))
+    assert hit.modules == ("x",)
+    assert hit.first_step == 0
+    assert "84.7" in hit.message
+    assert hit.remedy.code is not None
+    assert "(x - 33) / 78" in hit.remedy.code
+    assert hit.evidence["std"] == pytest.approx(78.0, rel=1e-4)
+
+
+def test_it_is_critical_where_training_blew_up_or_stands_still_and_an_aside_where_it_works() -> None:
+    raw = pixels(rms=100.0)
+    assert hits(build(columns=raw, pulses=BLOWN_UP))[0].severity is Severity.CRITICAL
+    assert hits(build(columns=raw, pulses=STUCK))[0].severity is Severity.CRITICAL
+    assert hits(build(columns=raw, pulses=STUCK, steps=range(5)))[0].severity is Severity.WARNING
+    assert hits(build(columns=raw))[0].severity is Severity.INFO
+
+
+def test_boundaries_of_scale() -> None:
+    assert not hits(build(columns=pixels(rms=9.9), pulses=STUCK, steps=range(5)))
+    assert hits(build(columns=pixels(rms=10.1), pulses=STUCK, steps=range(5)))
+    assert not hits(build(columns=pixels(rms=0.011), pulses=STUCK))
+    assert hits(build(columns=pixels(rms=0.009), pulses=STUCK))
+
+
+def test_a_smaller_scale_counts_where_training_blew_up() -> None:
+    assert hits(build(columns=pixels(rms=7.7), pulses=BLOWN_UP))
+    assert not hits(build(columns=pixels(rms=4.9), pulses=BLOWN_UP))
+
+
+def test_a_mean_far_from_zero_counts() -> None:
+    assert hits(build(columns=pixels(rms=math.hypot(5.1, 1.0), mean=-5.1), pulses=STUCK, steps=range(5)))
+    assert not hits(build(columns=pixels(rms=math.hypot(4.9, 1.0), mean=4.9), pulses=STUCK, steps=range(5)))
+
+
+def test_a_mean_that_drowns_the_spread_in_float32_takes_the_spread_over_the_batch() -> None:
+    (hit,) = hits(build(columns=pixels(rms=1e6, mean=1e6, signal=20.0), pulses=STUCK))
+    assert hit.evidence["std"] == 20.0
+
+
+def test_a_first_layer_that_takes_any_scale_is_left_alone() -> None:
+    embedding = module("embedding", "Embedding", "embedding")
+    for first in (norm("norm", 16), embedding):
+        assert not hits(build(first + SMALL, columns=pixels(rms=100.0), pulses=STUCK))
+    assert hits(build(SMALL + norm("norm", 4), columns=pixels(rms=100.0), pulses=STUCK))
+
+
+def test_constant_inputs_and_masks_are_left_alone() -> None:
+    assert not hits(build(columns=pixels(rms=128.0, mean=128.0, signal=0.0), pulses=STUCK))
+    assert not hits(build(columns=pixels(rms=0.0, mean=0.0, signal=0.0), pulses=STUCK))
+    assert not hits(build(columns=pixels(rms=1e30, absmax=3e38), pulses=STUCK))
+
+
+def test_the_mean_of_one_input_among_several_says_nothing() -> None:
+    columns = {"input.mean": {"mask": 0.99}, "input.rms": {"mask": 0.995}}
+    assert not hits(build(columns=columns, inputs=("x", "mask"), pulses=STUCK, steps=range(5)))
+
+
+def test_one_bad_batch_does_not_count() -> None:
+    assert not hits(build(columns=pixels(rms=lambda step: 1e4 if step == 4 else 1.0), pulses=STUCK))
+
+
+def test_healthy_and_broken_numbers_raise_nothing() -> None:
+    for timeline in (build(), empty(), poisoned(math.nan), poisoned(math.inf)):
+        assert not hits(timeline)

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from gradscope.records import Hit
+from gradscope.records import Severity
+from gradscope.rules.weights_changed_outside_optimizer import WeightsChangedOutsideOptimizer
+from gradscope.timeline import Timeline
+from tests.timelines import build
+from tests.timelines import empty
+from tests.timelines import poisoned
+
+FLAT = {"loss": 1.4}
+
+
+def hits(timeline: Timeline) -> list[Hit]:
+    return list(WeightsChangedOutsideOptimizer().check(timeline))
+
+
+def scaled(factor: float = 0.99, **changes: Any) -> Timeline:
+    columns = {"update.outside_change": abs(1 - factor), "update.outside_factor": factor, "update.outside_residual": 1e-4}
+    given: dict[str, Any] = {"columns": columns | changes.pop("columns", {})}
+    return build(**(given | changes))
+
+
+def test_names_the_factor_and_what_clipping_is() -> None:
+    (hit,) = hits(scaled(pulses={**FLAT, "gradient_norm": 4.0}))
+    assert hit.evidence["factor"] == pytest.approx(0.99)
+    assert "multiplied by 0.99, a weight decay that halves them every 69 steps" in hit.message
+    assert hit.modules == ("layers.0", "layers.2", "layers.4")
+    assert (hit.first_step, hit.last_step) == (1, 11)
+    assert "clip_grad_norm_(model.parameters(), max_norm=4)" in (hit.remedy.code or "")
+    assert "weight_decay=0.1" in hit.remedy.text  # (1 - 0.99) / lr
+    assert hit.severity is Severity.CRITICAL
+
+
+def test_is_a_warning_where_training_works() -> None:
+    (hit,) = hits(scaled())
+    assert hit.severity is Severity.WARNING
+
+
+def test_a_mild_decay_by_hand_is_for_information_where_training_works() -> None:
+    (hit,) = hits(scaled(0.9999))
+    assert hit.severity is Severity.INFO
+
+
+def test_a_clamp_is_for_information() -> None:
+    (hit,) = hits(scaled(columns={"update.outside_residual": 0.6}, pulses=FLAT))
+    assert hit.severity is Severity.INFO
+    assert "no common factor" in hit.message
+
+
+def test_different_factors_are_no_common_one() -> None:
+    (hit,) = hits(scaled(columns={"update.outside_factor": [0.99, 0.9, 1.1]}))
+    assert "no common factor" in hit.message
+
+
+def test_is_silent_on_a_healthy_run_and_on_rounding() -> None:
+    assert not hits(build())
+    assert not hits(scaled(columns={"update.outside_change": 9e-7}))
+
+
+@pytest.mark.parametrize(("pairs", "count"), [(2, 0), (3, 1)])
+def test_three_pairs_in_a_row_are_needed(pairs: int, count: int) -> None:
+    assert len(hits(scaled(columns={"update.outside_change": lambda step: 0.01 * (step in range(5, 5 + pairs))}))) == count
+
+
+def test_a_checkpoint_loaded_now_and_then_is_no_habit() -> None:
+    assert not hits(scaled(columns={"update.outside_change": lambda step: 0.5 * (step % 3 == 0)}))
+
+
+def test_parameters_outside_the_optimizer_are_not_judged() -> None:
+    assert not hits(scaled(optimizers=[]))
+
+
+def test_survives_what_is_not_finite_or_not_there() -> None:
+    assert not hits(empty())
+    assert len(hits(scaled(columns={"update.outside_factor": math.inf}))) == 1
+    for value in (math.nan, math.inf):
+        hits(poisoned(value))

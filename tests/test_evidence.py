@@ -1,0 +1,63 @@
+"""How grave a defect is, by what becomes of the training."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from gradscope.evidence import blow_up
+from gradscope.evidence import gravity
+from gradscope.evidence import overshot
+from gradscope.evidence import works
+from gradscope.records import Severity
+from tests.timelines import Values
+from tests.timelines import build
+from tests.timelines import classification
+from tests.timelines import empty
+
+RISING: Values = lambda step: 1.4 if step < 50 else 90.0  # noqa: E731
+BROKEN: Values = lambda step: 1.4 if step < 50 else math.nan  # noqa: E731
+NO_BASELINE = classification(losses=())
+
+
+def test_a_loss_may_rise_where_several_objectives_play_but_must_stay_finite() -> None:
+    assert blow_up(build(pulses={"loss": RISING})) == 50
+    assert blow_up(build(pulses={"loss": RISING}, shared_process=True)) is None
+    assert blow_up(build(pulses={"loss": BROKEN}, shared_process=True)) == 50
+    assert blow_up(build()) is None
+
+
+def test_coming_down_to_the_loss_of_a_constant_prediction_is_not_working() -> None:
+    falls_to_chance = {"loss": lambda step: math.log(4) + 200.0 * math.exp(-step)}
+    assert not works(build(pulses=falls_to_chance))
+    assert works(build(pulses=falls_to_chance, wiring=NO_BASELINE))
+    assert works(build())
+
+
+def test_a_loss_far_below_the_constant_predictions_works_though_it_does_not_fall() -> None:
+    assert works(build(pulses={"loss": 0.3}))
+    assert not works(build(pulses={"loss": 0.3}, wiring=NO_BASELINE))
+
+
+def test_an_overshoot_is_a_jump_that_training_does_not_get_over() -> None:
+    jump = lambda step: 50.0 if step == 3 else (1.4 if step < 3 else 1.38)  # noqa: E731
+    assert overshot(build(pulses={"loss": jump}))
+    assert not overshot(build(pulses={"loss": jump}, shared_process=True))
+    assert not overshot(build(pulses={"loss": lambda step: 50.0 if step == 3 else 1.4 * math.exp(-step / 20)}))
+    assert not overshot(empty())
+
+
+@pytest.mark.parametrize(
+    ("loss", "total", "severity"),
+    [
+        (lambda step: 1.4 * math.exp(-step / 20), 100, Severity.INFO),
+        (lambda step: 1.4, 100, Severity.CRITICAL),
+        (lambda step: 1.4, 99, Severity.WARNING),
+        (lambda step: 1.4 - 0.001 * step, 100, Severity.WARNING),
+        (BROKEN, 60, Severity.CRITICAL),
+    ],
+    ids=["works", "stands still", "too early to tell", "creeps", "blew up"],
+)
+def test_gravity_follows_what_becomes_of_the_training(loss: Values, total: int, severity: Severity) -> None:
+    assert gravity(build(steps=range(12), total=total, pulses={"loss": loss})) is severity
