@@ -23,6 +23,7 @@ from gradscope.timeline import Timeline
 UNKNOWN_STRENGTH = 2.0  # what "none of the causes" weighs against them
 LEAST_CONFIDENCE = 0.6  # below it no cause is named; the symptoms stand with candidates
 ONSET_SLACK = 2  # steps by which a cause's numbers may trail what it explains: a step is judged at its end
+CERTAIN = 0.99  # from which a symptom says itself what is wrong, and needs no candidates
 MOST_CANDIDATES = 3
 
 
@@ -162,6 +163,8 @@ def _with_primary(findings: tuple[Finding, ...]) -> tuple[tuple[Finding, ...], s
     symptom = next((f for f in serious if f.kind == "symptom" and f.rule not in taken), None)
     if symptom is None:
         return findings, None
+    if symptom.confidence >= CERTAIN:
+        return findings, symptom.rule
     described = replace(symptom, evidence={**symptom.evidence, "candidates": _candidates(symptom, findings)})
     return tuple(described if finding is symptom else finding for finding in findings), symptom.rule
 

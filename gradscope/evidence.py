@@ -18,17 +18,9 @@ PATIENCE = 100  # steps after which a training that does not progress is called 
 WARM_UP_LOOK = 10  # steps that are looked back on to see a learning rate rise
 
 
-def blow_up(timeline: Timeline) -> int | None:
-    """The onset; with several objectives only one where something is not finite, as their losses may well rise."""
-    if timeline.onset is None or not timeline.several_objectives:
-        return timeline.onset
-    broken = not np.isfinite(timeline.loss).all() or bool(np.isinf(timeline.pulse("gradient_norm")).any())
-    return timeline.onset if broken else None
-
-
 def works(timeline: Timeline) -> bool:
     """Whether training demonstrably works: no blow-up, and a loss that fell, below the best constant prediction's if known."""
-    if blow_up(timeline) is not None:
+    if timeline.onset is not None:
         return False
     losses = timeline.info.wiring.losses if timeline.info.wiring else ()
     known = losses[0].baseline if len(losses) == 1 else None
@@ -46,7 +38,7 @@ def overshot(timeline: Timeline) -> bool:
 
 def gravity(timeline: Timeline) -> Severity:
     """How grave a defect in the structure is: it wastes the training, it is likely to, or training works all the same."""
-    if blow_up(timeline) is not None or overshot(timeline):
+    if timeline.onset is not None or overshot(timeline):
         return Severity.CRITICAL
     if works(timeline):
         return Severity.INFO

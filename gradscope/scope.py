@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable
 from collections.abc import Iterable
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
 from typing import final
 
@@ -35,6 +36,7 @@ from gradscope.timeline import Timeline
 from gradscope.version import __version__
 
 GROWTH_BETWEEN_JUDGEMENTS = 1.3  # frames must have grown by this factor before the rules look again; keeps their cost linear
+SHARE_FOR_JUDGING = 0.25  # of the budget, at most
 
 
 def attach(
@@ -107,6 +109,7 @@ class Scope:
         self._archive = Archive(directory)
         self._findings: dict[str, Finding] = {}
         self._judge_at = 1
+        self._judge_from = 0.0  # on perf_counter's clock
         self._closed = False
         self._watch = Watch(model, info, self, include=include, exclude=exclude, guard=self._failed)
         self._archive.info(info)
@@ -177,9 +180,13 @@ class Scope:
 
     def step_done(self) -> None:
         """Judge what is there, where enough has come since the last time."""
-        if len(self._archive.frames) >= self._judge_at or self._watch.alarmed:
+        due = len(self._archive.frames) >= self._judge_at or self._watch.alarmed
+        if due and perf_counter() >= self._judge_from:
             self._watch.alarmed = False
+            started = perf_counter()
             self._judge()
+            took = perf_counter() - started
+            self._judge_from = started + took / (SHARE_FOR_JUDGING * self._watch.info.budget)
 
     def flush(self) -> None:
         """Put what was captured on the disk."""

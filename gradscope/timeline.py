@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,8 @@ from gradscope.records import Site
 from gradscope.trends import falls
 from gradscope.trends import median_of
 from gradscope.trends import smoothed
+
+FEW_TERMS = 8  # numbers that a loss is the mean of, below which it is noisy
 
 # E[f²] and E[f'²] for a standard normal pre-activation, by numeric integration; 1/sqrt(E[f²]) is the gain of He et al. 2015.
 ACTIVATION_ENERGY = {
@@ -128,6 +131,8 @@ class Timeline:
             return no_input if kind == "input" else f"no {kind.replace('_', ' ')} was seen"
         if np.isfinite(self.column(need)).any():
             return None
+        if need == "activation.saturated":
+            return "no tanh or sigmoid was seen"
         return f"{name.replace('_', ' ')} of {kind.replace('_', ' ')}s was not captured"
 
     def _lack_of_fact(self, name: str) -> str | None:
@@ -204,8 +209,17 @@ class Timeline:
         return self.pulse("step")[self.pulse("backwards") > 0].astype(np.int64)
 
     @cached_property
+    def noisy_loss(self) -> bool:
+        """Whether a step's loss is the mean of fewer than eight numbers, so that it jumps by chance."""
+        losses = self.info.wiring.losses if self.info.wiring else ()
+        terms = [math.prod(loss.target_shape) for loss in losses if loss.target_shape is not None]
+        return bool(terms) and max(terms) < FEW_TERMS
+
+    @cached_property
     def first_loss(self) -> float:
-        """Median of the first three losses: where training started."""
+        """Where training started: the first loss, or the median of the first three where one alone says little."""
+        if len(self.loss) and np.isfinite(self.loss[0]) and not self.noisy_loss:
+            return float(self.loss[0])
         return median_of(self.loss[:3])
 
     @cached_property
@@ -251,7 +265,7 @@ class Timeline:
         """The step at which the training blew up: not finite, or a loss that grew and never came back. None where it did not."""
         broken = np.isinf(self.pulse("gradient_norm"))
         candidates = [self._first_step(~np.isfinite(self.loss)), self._first_pulse(broken)]
-        if np.isfinite(self.first_loss):
+        if np.isfinite(self.first_loss) and not self.several_objectives:  # one player's loss may well rise
             ceiling = self.first_loss + 2 * abs(self.first_loss) + 1e-12
             if not self.last_loss <= ceiling:
                 candidates.append(self._first_step(~(self.loss <= ceiling)))

@@ -36,7 +36,7 @@ class Arena:
     def add_row(self) -> int:
         """Make room for one more row and return its index."""
         if len(self._rows) == len(self._chunks) * self._chunk_rows:
-            self._chunks.append(torch.zeros(self._chunk_rows, ELEMENTS, device=self.device))
+            self._chunks.append(torch.zeros(self._chunk_rows, ELEMENTS, dtype=torch.float32, device=self.device))
         row = len(self._rows)
         self._rows.append(self._chunks[-1][row % self._chunk_rows])
         self.filled.append(False)
@@ -95,7 +95,7 @@ def _statistics(x: torch.Tensor, batch: tuple[int, ...], limits: torch.Tensor | 
         saturated = torch.zeros_like(rms)
     else:
         saturated = torch.gt((x - limits[0, :, None]).abs_(), limits[1, :, None], out=work).mean(1)
-    active = torch.gt(x.view(-1, SAMPLES, UNITS).amax(1), 0, out=torch.empty(len(x), UNITS, device=x.device))
+    active = torch.gt(x.view(-1, SAMPLES, UNITS).amax(1), 0, out=x.new_empty(len(x), UNITS))
     bits = (active.view(-1, 2, UNITS // 2) * _powers(x.device)).sum(2)
     signal = _signal(scaled, batch) * scale
     return torch.stack([finite.mean(1), rms, absmax, signal, nonfinite, zero, saturated, bits[:, 0], bits[:, 1]])
@@ -118,7 +118,7 @@ def _signal(x: torch.Tensor, batch: tuple[int, ...]) -> torch.Tensor:
 
 def _signal_of(x: torch.Tensor, batch: int) -> torch.Tensor:
     if batch == 1:
-        return torch.full((len(x),), float("nan"), device=x.device)
+        return x.new_full((len(x),), float("nan"))
     groups = x.view(-1, batch, ELEMENTS // batch)
     deviation = (groups - groups.mean(1, keepdim=True)).view(-1, ELEMENTS)
     scale: float = (batch / (batch - 1) / ELEMENTS) ** 0.5

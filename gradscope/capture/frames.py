@@ -23,6 +23,7 @@ from gradscope.records import Array
 from gradscope.records import Frame
 from gradscope.records import Schema
 
+_KINDS = ("input", "activation", "activation_gradient")
 HISTOGRAMS_DENSE = 4  # frames from the start that carry histograms, then one in HISTOGRAMS_EVERY
 HISTOGRAMS_EVERY = 10
 
@@ -78,10 +79,11 @@ class FrameMaker:
                     tensors.append(arena.histograms())
         parameter_tables = parameters.tables()
         masks = parameters.masks(stepped)
+        can_saturate = np.array([self._saturation(slot) is not None for slot in self._modules.slots], dtype=bool)
 
         def arrived(arrays: Sequence[Array]) -> None:
             columns, histograms = _tables(schema, parts, arrays[: len(tensors)], with_histograms)
-            columns["activation.saturated"] = self._where_possible(schema, columns.get("activation.saturated"))
+            columns["activation.saturated"][~can_saturate] = np.nan
             columns.update(parameters.columns(arrays[len(tensors) :], masks))
             self._deliver(Frame(step, schema, columns, histograms))
 
@@ -106,32 +108,29 @@ class FrameMaker:
             found = self._saturation(slot)
             if found is not None and slot.forward is not None and slot.forward[0] is arena:
                 limits[slot.forward[1]] = found
-        return torch.tensor(limits, dtype=torch.float32).T.to(arena.device, non_blocking=True)
+        return torch.tensor(limits, dtype=torch.float32, device="cpu").T.to(arena.device, non_blocking=True)
 
     def _saturation(self, slot: Slot) -> tuple[float, float] | None:
         kind, activation = self._types.get(slot.site.path, ("", None))
         return _SATURATED_OUTPUT.get(kind) or _SATURATED_INPUT.get(activation or "")
 
-    def _where_possible(self, schema: Schema, values: Array | None) -> Array:
-        can = np.array([self._saturation(slot) is not None for slot in self._modules.slots[: len(schema.modules)]], dtype=bool)
-        nan = np.full(len(schema.modules), np.nan, dtype=np.float32)
-        return nan if values is None else np.where(can, values, nan)
-
 
 def _tables(
     schema: Schema, parts: Sequence[_Part], arrays: Sequence[Array], with_histograms: bool
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    columns: dict[str, Array] = {}
+    columns = {
+        f"{kind}.{statistic}": np.full(len(schema.sites(kind)), np.nan, dtype=np.float32)
+        for kind in _KINDS
+        for statistic in STATISTICS[kind]
+    }
     histograms: dict[str, Array] = {}
     each = 2 if with_histograms else 1
     for part, table, histogram in zip(parts, arrays[::each], arrays[each - 1 :: each], strict=True):
-        count = len(schema.sites(part.kind))
         rows, sites = _filled(part)
         for statistic in STATISTICS[part.kind]:
-            column = columns.setdefault(f"{part.kind}.{statistic}", np.full(count, np.nan, dtype=np.float32))
-            column[sites] = table[TENSOR_STATISTICS.index(statistic)][rows]
+            columns[f"{part.kind}.{statistic}"][sites] = table[TENSOR_STATISTICS.index(statistic)][rows]
         if with_histograms:
-            shares = histograms.setdefault(part.kind, np.zeros((count, HISTOGRAM_BINS), dtype=np.float32))
+            shares = histograms.setdefault(part.kind, np.zeros((len(schema.sites(part.kind)), HISTOGRAM_BINS), dtype=np.float32))
             shares[sites] = histogram[rows]
     return columns, histograms
 

@@ -114,6 +114,22 @@ class Graph:
         return None
 
 
+def saved_tensor(handle: Any, name: str) -> torch.Tensor | None:
+    """A tensor that an autograd node saved, ``name`` as in ``_saved_self`` without ``_saved_``.
+
+    None where it has none, where it was changed in place or freed since, and where a saved-tensor hook packed it: to unpack
+    what a checkpoint packed would run its forward pass again, random numbers, running means and all.
+    """
+    try:
+        raw = getattr(handle, f"_raw_saved_{name}", None)
+        if getattr(raw, "unpack_hook", None) is not None:
+            return None
+        value = getattr(handle, f"_saved_{name}", None)
+    except RuntimeError:
+        return None
+    return value if isinstance(value, torch.Tensor) else None
+
+
 def _walk(root: Any) -> Iterator[Node]:
     """Breadth first from the loss, so that what is cut off in a huge graph is what lies farthest from it."""
     if root is None:

@@ -10,6 +10,7 @@ import torch
 from gradscope.capture.graph import TRANSPARENT
 from gradscope.capture.graph import Graph
 from gradscope.capture.graph import Node
+from gradscope.capture.graph import saved_tensor
 from gradscope.records import Broadcast
 from gradscope.records import LossInfo
 
@@ -62,7 +63,7 @@ def _blown_up(graph: Graph, node: Node) -> Node | None:
 
 def _fused(graph: Graph, node: Node) -> LossInfo:
     kind = _KINDS[node.name]
-    saved, target = _saved(node, "_saved_self"), _saved(node, "_saved_target")
+    saved, target = saved_tensor(node.handle, "self"), saved_tensor(node.handle, "target")
     source = graph.behind(node)
     if kind == "nll" and source is not None and source.name == "LogSoftmax":
         kind, source = "cross_entropy", graph.behind(source)
@@ -121,15 +122,6 @@ def _own_shape(target: torch.Tensor) -> tuple[int, ...]:
     while sizes and sizes[0][1] == 0 and sizes[0][0] > 1:
         sizes.pop(0)
     return tuple(1 if stride == 0 else size for size, stride in sizes)
-
-
-def _saved(node: Node, name: str) -> torch.Tensor | None:
-    """A tensor the node saved; None where it has none, or where it was changed in place or packed away since."""
-    try:
-        value = getattr(node.handle, name, None)
-    except RuntimeError:
-        return None
-    return value if isinstance(value, torch.Tensor) else None
 
 
 def _saved_number(node: Node, name: str) -> int | None:

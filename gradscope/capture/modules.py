@@ -13,6 +13,8 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import fields
+from dataclasses import is_dataclass
 from time import perf_counter
 from typing import Any
 from typing import final
@@ -45,6 +47,7 @@ class _Watched:
     path: str
     role: str
     batch_axis: int
+    place: int  # among the model's modules, in the order of their definition
     slots: list[Slot]
     generation: int = -1
     calls: int = 0
@@ -54,9 +57,10 @@ class _Watched:
 class Slot:
     """A site's rows: one for the output, one for its gradient; which device they lie on shows at the first call."""
 
-    def __init__(self, site: Site, role: str) -> None:
+    def __init__(self, site: Site, role: str, place: int) -> None:
         self.site = site
         self.role = role
+        self.place = place  # of its module, in the order of definition
         self.forward: tuple[Arena, int] | None = None
         self.backward: tuple[Arena, int] | None = None
         self.generation = -1  # of the forward pass whose output lies in the row
@@ -80,10 +84,10 @@ class ModuleProbe:
         self._input_arenas: dict[torch.device, Arena] = {}
         self._handle: RemovableHandle | None = None
         self._generation = 0
-        self._gradient_seen = False
+        self.gradient_seen = False  # since the last ``start_step``
         self._last: Callable[[], torch.Tensor | None] = lambda: None
         self._last_version = -1
-        self.slots: list[Slot] = []  # in the order of first capture
+        self.slots: list[Slot] = []  # in execution order
         self.inputs: list[Slot] = []
         self.reading_graph = False  # whether to note which autograd node each output comes from
         self.seconds = 0.0  # spent in here since the last ``start_step``
@@ -94,12 +98,12 @@ class ModuleProbe:
         """Look again which modules there are; sites keep their places."""
         known = {watched.path: watched for watched in self._watched.values()}
         self._watched = {}
-        for path, module in model.named_modules():
+        for place, (path, module) in enumerate(model.named_modules()):
             if path and self._left_out(path):
                 continue
             slots = known[path].slots if path in known else []
-            batch_axis = _batch_axis(module)
-            self._watched[id(module)] = _Watched(weakref.ref(module), path, role_of(module), batch_axis, slots)
+            watched = _Watched(weakref.ref(module), path, role_of(module), _batch_axis(module), place, slots)
+            self._watched[id(module)] = watched
 
     def _left_out(self, path: str) -> bool:
         missing = self._include is not None and not self._include.search(path)
@@ -123,7 +127,7 @@ class ModuleProbe:
     def start_step(self) -> None:
         """Forget what the rows hold: the next forward pass is a new step's."""
         self._generation += 1
-        self._gradient_seen = False
+        self.gradient_seen = False
         self.seconds = 0.0
         self.calls = 0
         for arena in self.arenas():
@@ -143,7 +147,7 @@ class ModuleProbe:
 
     def _after_forward(self, module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         watched = self._watched.get(id(module))
-        if watched is None or not torch.is_grad_enabled():
+        if watched is None or not torch.is_grad_enabled() or torch._C._is_tracing() or torch.compiler.is_compiling():
             return
         started = perf_counter()
         try:
@@ -157,7 +161,7 @@ class ModuleProbe:
     def _sample(self, watched: _Watched, args: Any, kwargs: Any, output: Any) -> None:
         # Inside a backward pass a forward is a checkpoint's recompute: it is sampled only where the first could not be.
         recompute = torch._C._current_graph_task_id() != -1
-        if self._gradient_seen and not recompute:
+        if self.gradient_seen and not recompute:
             return  # a later micro-batch of the same step
         if watched.generation != self._generation:
             watched.generation, watched.calls = self._generation, 0
@@ -176,7 +180,7 @@ class ModuleProbe:
         watched.calls += 1
         if call >= MOST_CALLS:
             return
-        slot = self._slot(watched, call)
+        slot = self._slot(watched, call, recompute)
         if recompute and slot.generation >= self._generation - 1 and slot.forward and slot.forward[0].filled[slot.forward[1]]:
             return
         detached = tensor.detach()
@@ -190,12 +194,14 @@ class ModuleProbe:
             slot.node = node._sequence_nr()
         tensor.register_hook(_GradientHook(self, slot, self._generation, watched))  # type: ignore[no-untyped-call]
 
-    def _slot(self, watched: _Watched, call: int) -> Slot:
+    def _slot(self, watched: _Watched, call: int, recompute: bool) -> Slot:
         if call < len(watched.slots):
             return watched.slots[call]
-        slot = Slot(Site(watched.path, call), watched.role)
+        slot = Slot(Site(watched.path, call), watched.role, watched.place)
         watched.slots.append(slot)
-        self.slots.append(slot)
+        # Checkpoints are recomputed last to first: what shows only then stands where its definition does.
+        later = (i for i, other in enumerate(self.slots) if recompute and other.place > slot.place)
+        self.slots.insert(next(later, len(self.slots)), slot)
         return slot
 
     def _first_time(self, slot: Slot, device: torch.device) -> tuple[Arena, int]:
@@ -209,7 +215,7 @@ class ModuleProbe:
             return
         started = perf_counter()
         try:
-            self._gradient_seen = True
+            self.gradient_seen = True
             if _can_be_sampled(gradient) and gradient.device == slot.backward[0].device:
                 detached = gradient.detach()
                 slot.backward[0].gather(slot.backward[1], detached, self._block(watched, detached))
@@ -219,10 +225,10 @@ class ModuleProbe:
         self.seconds += perf_counter() - started
 
     def _take_inputs(self, args: Any, kwargs: Any) -> None:
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and _can_be_sampled(leaf)]
+        tensors = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and _can_be_sampled(leaf)]
         for place, tensor in enumerate(tensors[:MOST_INPUTS]):
             if place == len(self.inputs):
-                self.inputs.append(Slot(Site("(input)", place), "input"))
+                self.inputs.append(Slot(Site("(input)", place), "input", place))
                 self.inputs[place].forward = _new_row(self._input_arenas, tensor.device)
             held = self.inputs[place].forward
             if held is not None and held[0].device == tensor.device:
@@ -277,14 +283,25 @@ def _new_row(arenas: dict[torch.device, Arena], device: torch.device) -> tuple[A
 
 
 def _can_be_sampled(tensor: torch.Tensor) -> bool:
+    plain = type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__ and not tensor.is_meta  # else it holds no values
+    if not plain or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return False
     return tensor.layout is torch.strided and tensor.is_floating_point() and tensor.numel() > 0
 
 
 def _largest(output: Any) -> torch.Tensor | None:
     """The floating-point tensor of an output of any make-up (tuple, dict, dataclass) that holds the most elements."""
-    tensors: Iterable[Any] = tree_leaves(output)
-    found = [leaf for leaf in tensors if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+    found = [leaf for leaf in _leaves(output) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
     return max(found, key=torch.Tensor.numel, default=None)
+
+
+def _leaves(tree: Any, *, depth: int = 4) -> Iterator[Any]:
+    leaf: Any
+    for leaf in tree_leaves(tree):
+        if depth and is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from _leaves([getattr(leaf, part.name, None) for part in fields(leaf)], depth=depth - 1)
+        else:
+            yield leaf
 
 
 def _axes(shape: Iterable[int], unit: int, batch: int) -> Axes:

@@ -93,7 +93,7 @@ class ParameterProbe:
         gradients = [g for p in parameters if (g := _dense_gradient(p)) is not None]
         if not gradients:
             return None
-        norms = torch._foreach_norm(gradients, dtype=torch.float32)
+        norms = _norms(gradients)
         home = norms[0].device
         total: torch.Tensor = torch.linalg.vector_norm(torch.stack([n.to(home, non_blocking=True) for n in norms]))
         return total
@@ -113,14 +113,14 @@ class ParameterProbe:
         """Before the optimizer's step: sample weights and gradients, and take their exact norms."""
         for t in self._tracked:
             t.samples.before.gather(t.row, t.parameter.detach(), t.block)
-        self._weight_norms = list(torch._foreach_norm([t.parameter.detach() for t in self._tracked], dtype=torch.float32)) if self._tracked else []
+        self._weight_norms = _norms([t.parameter.detach() for t in self._tracked])
         self.take_gradients()
 
     def take_gradients(self) -> None:
         """Sample the gradients as they are now; again after a step that worked them out in a closure."""
         self._with_gradient = [t for t in self._tracked if t.parameter.grad is not None]
         dense = [g for t in self._with_gradient if (g := _dense_gradient(t.parameter)) is not None]
-        self._gradient_norms = list(torch._foreach_norm(dense, dtype=torch.float32)) if dense else []
+        self._gradient_norms = _norms(dense)
         for t in self._with_gradient:
             gradient = t.parameter.grad
             if gradient is not None and _fits(gradient, t):
@@ -137,8 +137,8 @@ class ParameterProbe:
 
     def tables(self) -> list[torch.Tensor]:
         """Everything the step showed as tensors on their devices, for ``columns`` once they are on the host."""
-        tables = [torch.stack(self._weight_norms) if self._weight_norms else torch.zeros(0)]
-        tables.append(torch.stack(self._gradient_norms) if self._gradient_norms else torch.zeros(0))
+        tables = [_stacked(self._weight_norms)]
+        tables.append(_stacked(self._gradient_norms))
         tables.extend(_table(samples) for samples in self._by_device.values())
         return tables
 
@@ -181,6 +181,19 @@ class ParameterProbe:
         return columns
 
 
+def _norms(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Euclidean norm of each, float32. Squares are summed in float32 (float64 for float64), so past 1.8e19 they are infinite."""
+    if not tensors:
+        return []
+    if any(tensor.dtype is torch.float64 for tensor in tensors):
+        return [norm.float() for norm in torch._foreach_norm(tensors, dtype=torch.float64)]
+    return list(torch._foreach_norm(tensors, dtype=torch.float32))
+
+
+def _stacked(norms: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(norms) if norms else torch.zeros(0, dtype=torch.float32, device="cpu")
+
+
 def _norm_columns(kind: str, norms: Array, there: Mask) -> dict[str, Array]:
     """Exact norms, infinity for one that is not finite and NaN for what is not there."""
     nan = np.float32(np.nan)
@@ -191,7 +204,7 @@ def _norm_columns(kind: str, norms: Array, there: Mask) -> dict[str, Array]:
 def _table(s: _Samples) -> torch.Tensor:
     """Float32 [statistics, parameters of one device], in the order that ``_sample_columns`` names."""
     if not s.tracked:
-        return torch.zeros(13, 0)
+        return torch.zeros(13, 0, dtype=torch.float32, device=s.device)
     pieces = zip(*(arena.chunks() for arena in s.arenas()), strict=True)
     return torch.cat([_piece(*chunks) for chunks in pieces], dim=1)
 

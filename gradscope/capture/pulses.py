@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from statistics import median
 from typing import Protocol
 from typing import final
 
 import numpy as np
 import torch
 
+from gradscope.capture.graph import saved_tensor
 from gradscope.capture.transfer import Arrays
 from gradscope.capture.transfer import Mailbox
 
 _BATCH_ELSEWHERE = 16  # steps whose scalars an accelerator's copy brings at once
 _REMEMBERED = 20
-_JUMP = 3.0  # times the recent median that makes a loss or a gradient norm suspicious
+_JUMP = 3.0  # times the largest of the last twenty that makes a loss or a gradient norm suspicious
 
 
 class Receiver(Protocol):
@@ -68,7 +68,7 @@ class PulseMaker:
 
     def observe(self, loss: float | torch.Tensor) -> None:
         self.backwards += 1
-        self._losses.append(loss.detach().clone() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss)))
+        self._losses.append(loss.detach().clone() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss), device="cpu"))
         self._factors.append(None)
 
     def norm(self, norm: torch.Tensor | None) -> None:
@@ -76,7 +76,7 @@ class PulseMaker:
 
     def end(self, step: int, learning_rate: float, *, seconds: float, own: float, sampled: bool, foreign: bool) -> None:
         """The step is over."""
-        scalars = (step, learning_rate, seconds, own, self.backwards, float(sampled), float(foreign))
+        scalars = (step, learning_rate, seconds, own, len(self._losses), float(sampled), float(foreign))
         self._finished.append(_Step(scalars, tuple(self._losses), tuple(self._factors), self._norm))
         on_host = all(tensor.device.type == "cpu" for tensor in (*self._losses, *([self._norm] if self._norm is not None else [])))
         self._losses, self._factors, self._norm, self.backwards = [], [], None, 0
@@ -120,10 +120,10 @@ class PulseMaker:
 
 
 def _jumps(value: float, recent: deque[float]) -> bool:
-    """Whether a value is not finite where its predecessor was, or three times what was usual."""
+    """Whether a value is not finite where its predecessor was, or three times the largest of late."""
     if not np.isfinite(value):
         return not recent or bool(np.isfinite(recent[-1]))
-    return len(recent) == _REMEMBERED and abs(value) > _JUMP * abs(median(recent))
+    return len(recent) == _REMEMBERED and abs(value) > _JUMP * max(map(abs, recent))
 
 
 def _loss_scale(loss: torch.Tensor) -> torch.Tensor | None:
@@ -131,9 +131,9 @@ def _loss_scale(loss: torch.Tensor) -> torch.Tensor | None:
     node = loss.grad_fn
     if node is None or node.name() != "MulBackward0" or node.next_functions[1][0] is not None:
         return None
-    factor = node._saved_other  # type: ignore[attr-defined]
-    scalar = isinstance(factor, torch.Tensor) and factor.dim() == 0 and factor.dtype is torch.float32
-    return factor.detach().clone() if scalar else None
+    factor = saved_tensor(node, "other")
+    scalar = factor is not None and factor.dim() == 0 and factor.dtype is torch.float32
+    return factor.detach().clone() if factor is not None and scalar else None
 
 
 def _is_loss_scale(factor: float) -> bool:

@@ -211,7 +211,7 @@ class Watch:
         others = [listener for listener in LOOP.listeners if isinstance(listener, Watch) and listener is not self]
         if any(other.owns_some_of(optimizer) for other in others) or self._description.has_optimizer:
             self._description.share_process()
-            if self._sampling:
+            if self._sampling and self._modules.gradient_seen:
                 self._modules.start_step()  # what ran so far was for the other step
             return
         self._strange_steps += 1

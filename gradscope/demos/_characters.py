@@ -47,12 +47,13 @@ class Block(nn.Module):
         self.contract = nn.Linear(4 * width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.mixed(self.attend(self.attention_norm(x)))
+        x = x + self.mixed(self._attended(self.attention_norm(x)))
         return x + self.contract(functional.gelu(self.expand(self.forward_norm(x))))
 
-    def attend(self, x: torch.Tensor) -> torch.Tensor:
-        parts = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.queries_keys_values(x).chunk(3, dim=-1))
-        return functional.scaled_dot_product_attention(*parts, is_causal=True).transpose(1, 2).flatten(2)
+    def _attended(self, x: torch.Tensor) -> torch.Tensor:
+        parts = self.queries_keys_values(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        queries, keys, values = parts  # [batch, heads, characters, width / heads] each
+        return functional.scaled_dot_product_attention(queries, keys, values, is_causal=True).transpose(1, 2).flatten(2)
 
 
 @final

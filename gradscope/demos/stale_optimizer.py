@@ -1,5 +1,8 @@
 """A model created anew, while the optimizer still holds the parameters of the old one."""
 
+# mypy: disallow-untyped-calls=False
+# Torch leaves Tensor.backward() without types.
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -10,7 +13,7 @@ from torch import nn
 import gradscope
 from gradscope.demos import Demo
 from gradscope.demos import Progress
-from gradscope.demos._computed import linear_samples
+from gradscope.demos._samples import linear_samples
 
 
 def train(logdir: Path, progress: Progress) -> gradscope.Report:

@@ -17,7 +17,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from gradscope.logdir.framing import framed
 
 SUFFIX = ".gradscope"
-ROTATE_AT = 64 * 2**20
+ROTATE_AT = 64 * 2**20  # bytes after which a new file is begun
 _STAMP = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
 
 

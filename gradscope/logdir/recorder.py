@@ -18,6 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.summary_pb2 import SummaryMetadata
 
 from gradscope.logdir.codec import dumps
+from gradscope.logdir.events import ROTATE_AT
 from gradscope.logdir.events import EventWriter
 from gradscope.logdir.summaries import HistogramSummaries
 from gradscope.logdir.summaries import histogram_metadata
@@ -56,8 +57,8 @@ class Recorder:
     Silent in a forked child. Safe to call from several threads.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._writer = EventWriter(directory)
+    def __init__(self, directory: Path, *, rotate_at: int = ROTATE_AT) -> None:
+        self._writer = EventWriter(directory, rotate_at=rotate_at)
         self._lock = RLock()
         self._info: str | None = None
         self._described: set[str] = set()  # tags whose metadata the current file holds

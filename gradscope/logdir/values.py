@@ -52,12 +52,12 @@ def array_of(tensor: TensorProto) -> npt.NDArray[Any] | None:
     """The array in ``tensor`` as a read-only view, or None where its bytes are not what its type and shape claim."""
     dtype = _DTYPES.get(tensor.dtype)
     shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
-    if dtype is None or min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize != len(tensor.tensor_content):
+    if dtype is None or math.prod(shape) * dtype.itemsize != len(tensor.tensor_content):
         return None
     try:
         array: npt.NDArray[Any] = np.frombuffer(tensor.tensor_content, dtype=dtype).reshape(shape)
     except ValueError:
-        return None  # more dimensions than numpy takes
+        return None  # several negative sizes, or more dimensions than numpy takes
     return array
 
 

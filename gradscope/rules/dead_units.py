@@ -38,15 +38,15 @@ class DeadUnits(Rule):
 
     ## What it does
 
-    Of up to 32 units of each layer with a ReLU it counts those that were above zero for no sample in any of the last 50 sampled
-    steps, of which there must be 20 (200 and 50 where a batch holds fewer than eight samples). It speaks where these are more
-    than half. A layer none of whose units was active in the last five sampled steps, and whose weight's gradient was exactly zero
-    in all of them, is called dead at once.
+    Of up to 32 units of each layer with a ReLU it counts those that were above zero for no sample in any of the last 50
+    sampled steps, of which there must be 20 (200 and 50 where a batch holds fewer than eight samples). It speaks where
+    these are more than half. A layer none of whose units was active in the last five sampled steps, and whose weight's
+    gradient was exactly zero in all of them, is called dead at once.
 
     ## Why it is bad
 
-    The gradient of a ReLU that is off is zero, so a unit that is off for all inputs never comes back. A layer that is dead as a whole
-    cuts everything before it off from the loss.
+    The gradient of a ReLU that is off is zero, so a unit that is off for all inputs never comes back. A layer that is
+    dead as a whole cuts everything before it off from the loss.
 
     ## How it is told apart
 
@@ -60,17 +60,18 @@ class DeadUnits(Rule):
 
     ## What to do
 
-    Remove the cause, then initialise the layer anew, as dead units do not recover; or use LeakyReLU, whose gradient is never zero.
+    Remove the cause, then initialise the layer anew, as dead units do not recover; or use LeakyReLU, whose gradient is
+    never zero.
 
     ## Known false alarms
 
-    Large pretrained models with ReLU have many units for rare inputs; where training works, a share of dead units is no more
-    than an aside.
+    Large pretrained models with ReLU have many units for rare inputs; where training works, a share of dead units is no
+    more than an aside.
 
     ## References
 
-    L. Lu, Y. Shin, Y. Su, G. Karniadakis, "Dying ReLU and Initialization", 2019.
-    G. Sokar and others, "The Dormant Neuron Phenomenon in Deep Reinforcement Learning", 2023.
+    L. Lu, Y. Shin, Y. Su, G. Karniadakis, "Dying ReLU and Initialization", 2019. G. Sokar and others, "The Dormant Neuron
+    Phenomenon in Deep Reinforcement Learning", 2023.
     """
 
     family: ClassVar[str] = "activations"
@@ -160,8 +161,8 @@ class DeadUnits(Rule):
             last_step=int(timeline.steps[-1]),
             evidence={"share": plain(worst.share), "layers": len(names), "wholly_dead": [found.module for found in whole]},
             message=(
-                f"{100 * worst.share:.0f} % of the units of {worst.module} have not been active for any input since step {first}, "
-                f"where 2 % is the most that healthy trainings show"
+                f"{100 * worst.share:.0f} % of the units of {worst.module} have not been active for any input since step "
+                f"{first}, where 2 % is the most that healthy trainings show"
                 + (f"; so it is in {len(names)} layers: {named(names)}." if len(names) > 1 else ".")
             ),
             remedy=_remedy(dead),

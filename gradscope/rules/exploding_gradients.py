@@ -17,7 +17,6 @@ from gradscope.depth import largest
 from gradscope.depth import one_digit
 from gradscope.depth import plain
 from gradscope.depth import slopes
-from gradscope.evidence import blow_up
 from gradscope.evidence import gravity
 from gradscope.evidence import works
 from gradscope.records import Hit
@@ -38,11 +37,11 @@ class ExplodingGradients(Rule):
 
     Speaks where training does not work and one of these holds.
 
-    - Over depth: the gradient of the layers' outputs grows by more than 0.15 decades a layer towards the input, and by more than
-      three decades over all, in three of five sampled steps, or in one before training blew up. A residual net is judged
-      block by block.
-    - Over time: the gradient's norm is more than 1,000 times what it was in the first five steps, in three of five steps, or it is
-      infinite.
+    - Over depth: the gradient of the layers' outputs grows by more than 0.15 decades a layer towards the input, and by
+      more than three decades over all, in three of five sampled steps, or in one before training blew up. A residual net
+      is judged block by block.
+    - Over time: the gradient's norm is more than 1,000 times what it was in the first five steps, in three of five steps,
+      or it is infinite.
 
     ## Why it is bad
 
@@ -54,12 +53,13 @@ class ExplodingGradients(Rule):
     - Batch normalisation makes gradients grow with depth at the start, harmlessly: 0.09 decades a layer at 20 layers. The
       other healthy trainings of 26 stayed below 0.03; with weights that were too large it was 0.37 to 1.1.
     - Where the loss comes down all the same (Adam divides the scale out) nothing is said.
-    - It is a symptom: weights that are too large, a learning rate that is too high, gradients that are not cleared and a missing
-      normalisation all bring it about.
+    - It is a symptom: weights that are too large, a learning rate that is too high, gradients that are not cleared and a
+      missing normalisation all bring it about.
 
     ## What to do
 
-    Remove the cause. Clipping the gradient's norm keeps a training alive meanwhile, at the norm it had before it exploded.
+    Remove the cause. Clipping the gradient's norm keeps a training alive meanwhile, at the norm it had before it
+    exploded.
 
     ## Known false alarms
 
@@ -67,8 +67,8 @@ class ExplodingGradients(Rule):
 
     ## References
 
-    R. Pascanu, T. Mikolov, Y. Bengio, "On the difficulty of training recurrent neural networks", 2013.
-    G. Yang and others, "A Mean Field Theory of Batch Normalization", 2019.
+    R. Pascanu, T. Mikolov, Y. Bengio, "On the difficulty of training recurrent neural networks", 2013. G. Yang and
+    others, "A Mean Field Theory of Batch Normalization", 2019.
     """
 
     family: ClassVar[str] = "gradient flow"
@@ -93,7 +93,7 @@ class ExplodingGradients(Rule):
         sites = depth_sites(timeline)
         if len(sites) < self.least_layers or timeline.info.wiring is None:
             return None
-        onset = blow_up(timeline)
+        onset = timeline.onset
         rows = np.flatnonzero(timeline.steps <= (onset if onset is not None else timeline.step_count))
         slope = -slopes(decades(timeline.column("activation_gradient.rms")[np.ix_(rows, sites)]))
         grown = (slope > self.least_slope) & (slope * (len(sites) - 1) > self.least_total)  # False where NaN
@@ -113,8 +113,8 @@ class ExplodingGradients(Rule):
             last_step=int(timeline.steps[last]),
             evidence={"axis": "depth", "decades_per_layer": plain(slope), "decades": plain(total), unit: len(sites)},
             message=(
-                f"The gradient grows by a factor {10 ** min(total, 300.0):.2g} from the last to the first of {len(sites)} {unit} "
-                f"at step {timeline.steps[first]}, {10**slope:.2g} for each of them."
+                f"The gradient grows by a factor {10 ** min(total, 300.0):.2g} from the last to the first of {len(sites)} "
+                f"{unit} at step {timeline.steps[first]}, {10**slope:.2g} for each of them."
             ),
             remedy=_clip(timeline, int(timeline.steps[first]) + 1),
             severity=_grave(timeline),
@@ -143,7 +143,10 @@ class ExplodingGradients(Rule):
                 "largest_norm": plain(float(finite.max())),
                 "infinite": shown == "infinity",
             },
-            message=f"The gradient's norm grew from {start:.3g} at the start to {shown}, past {self.factor:g} times the start at step {first}.",
+            message=(
+                f"The gradient's norm grew from {start:.3g} at the start to {shown}, past {self.factor:g} times the start at "
+                f"step {first}."
+            ),
             remedy=_clip(timeline, first),
             severity=_grave(timeline),
             strength=1.0,

@@ -11,7 +11,6 @@ from gradscope.depth import InitGrowth
 from gradscope.depth import init_growth
 from gradscope.depth import init_remedy
 from gradscope.depth import plain
-from gradscope.evidence import blow_up
 from gradscope.evidence import gravity
 from gradscope.records import Hit
 from gradscope.rule import Rule
@@ -25,33 +24,34 @@ class InitTooLarge(Rule):
 
     ## What it does
 
-    At step 0, before any update, it compares each matrix layer's variance with the one that keeps the scale,
-    rho = fan_in * Var(W) / gain^2, and measures how the signal (the standard deviation over the batch) changes with depth. It
-    speaks where the median rho is above 2 and the signal grows by more than a tenth of a decade a layer and by more than one
-    and a half decades over all. Networks of three to five layers are too short for a slope: there it takes a median rho
-    above 4 and a training that blew up.
+    At step 0, before any update, it compares each matrix layer's variance with the one that keeps the scale, rho = fan_in
+    * Var(W) / gain^2, and measures how the signal (the standard deviation over the batch) changes with depth. It speaks
+    where the median rho is above 2 and the signal grows by more than a tenth of a decade a layer and by more than one and
+    a half decades over all. Networks of three to five layers are too short for a slope: there it takes a median rho above
+    4 and a training that blew up.
 
     ## Why it is bad
 
-    Activations and gradients grow as the product of the layers' gains. Eight ReLU layers of width 128 with a standard deviation
-    of 0.3 (rho = 5.8) multiply the signal by 2.4 a layer; the largest stable learning rate was a factor 800 below the usual
-    one. The loss starts orders of magnitude above that of a constant prediction, and the first steps overshoot.
+    Activations and gradients grow as the product of the layers' gains. Eight ReLU layers of width 128 with a standard
+    deviation of 0.3 (rho = 5.8) multiply the signal by 2.4 a layer; the largest stable learning rate was a factor 800
+    below the usual one. The loss starts orders of magnitude above that of a constant prediction, and the first steps
+    overshoot.
 
     ## How it is told apart
 
     - A learning rate that is too high shows no slope at step 0; it makes things grow only after the first update.
     - A residual net without normalisation grows from block to block though each layer has rho near 1; see
       missing-normalization. A residual net is judged by its blocks, not by the layers inside them.
-    - Layers that a normalisation follows are indifferent to their scale, layers that start at zero have none, and the last
-      layer sets the scale of the output alone: none of them counts. Embeddings are no matrix layers.
+    - Layers that a normalisation follows are indifferent to their scale, layers that start at zero have none, and the
+      last layer sets the scale of the output alone: none of them counts. Embeddings are no matrix layers.
 
     On 26 healthy small trainings the slope at step 0 lay between -0.03 and +0.00 decades a layer; with weights 2.4 times
     too large it was +0.33 to +0.37, where half log10 rho says +0.38.
 
     ## What to do
 
-    Multiply each layer's weights by 1 / sqrt(rho), or initialise with He's or Xavier's rule and the gain of the activation that
-    follows.
+    Multiply each layer's weights by 1 / sqrt(rho), or initialise with He's or Xavier's rule and the gain of the
+    activation that follows.
 
     ## Known false alarms
 
@@ -59,8 +59,8 @@ class InitTooLarge(Rule):
 
     ## References
 
-    X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010.
-    K. He, X. Zhang, S. Ren, J. Sun, "Delving Deep into Rectifiers", 2015, section 2.2.
+    X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010. K. He, X.
+    Zhang, S. Ren, J. Sun, "Delving Deep into Rectifiers", 2015, section 2.2.
     """
 
     family: ClassVar[str] = "initialisation"
@@ -90,7 +90,7 @@ class InitTooLarge(Rule):
 
     def _short_and_blown_up(self, timeline: Timeline, growth: InitGrowth) -> bool:
         short = self.few_layers <= growth.count < self.least_layers and growth.unit == "layers"
-        return short and growth.rho > self.few_rho and blow_up(timeline) is not None
+        return short and growth.rho > self.few_rho and timeline.onset is not None
 
     def _hit(self, timeline: Timeline, growth: InitGrowth, strength: float) -> Hit:
         grown = 10 ** min(growth.total, 300.0)
@@ -105,8 +105,8 @@ class InitTooLarge(Rule):
                 growth.unit: growth.count,
             },
             message=(
-                f"At step 0 the weights' variance is {growth.rho:.3g} times what keeps the scale (median over layers), and over "
-                f"{growth.count} {growth.unit} the signal grows by a factor {grown:.3g} before any update."
+                f"At step 0 the weights' variance is {growth.rho:.3g} times what keeps the scale (median over layers), and "
+                f"over {growth.count} {growth.unit} the signal grows by a factor {grown:.3g} before any update."
             ),
             remedy=init_remedy(growth),
             severity=gravity(timeline),

@@ -27,42 +27,45 @@ class InitTooSmall(Rule):
 
     ## What it does
 
-    At step 0, before any update, it compares each matrix layer's variance with the one that keeps the scale,
-    rho = fan_in * Var(W) / gain^2, and measures how the signal (the standard deviation over the batch, not the root mean square,
-    which biases keep up) changes with depth. It speaks where a net of eight matrix layers or more, without normalisation
-    and without residual additions, has a median rho below 0.7 and loses more than 0.15 decades a layer and more than three
+    At step 0, before any update, it compares each matrix layer's variance with the one that keeps the scale, rho = fan_in
+    * Var(W) / gain^2, and measures how the signal (the standard deviation over the batch, not the root mean square, which
+    biases keep up) changes with depth. It speaks where a net of eight matrix layers or more, without normalisation and
+    without residual additions, has a median rho below 0.7 and loses more than 0.15 decades a layer and more than three
     decades over all.
 
     ## Why it is bad
 
-    All inputs arrive at the output as the same number, so the model can only learn a constant; and the gradient of the first
-    layers is as small as the signal of the last. PyTorch's default for `nn.Linear` has rho = 1/6 before a ReLU, a factor 0.41
-    a layer: a 20-layer net loses 7.7 decades. Its training stayed at the loss of a constant prediction.
+    All inputs arrive at the output as the same number, so the model can only learn a constant; and the gradient of the
+    first layers is as small as the signal of the last. PyTorch's default for `nn.Linear` has rho = 1/6 before a ReLU, a
+    factor 0.41 a layer: a 20-layer net loses 7.7 decades. Its training stayed at the loss of a constant prediction.
 
     ## How it is told apart
 
-    - Short nets get by: at four layers the default keeps 6 % of the signal and trains. Below eight layers nothing is said.
-    - A normalisation restores the scale, a residual addition passes it by; with either, the rule is silent (a healthy net whose
-      residual branches start at zero shows -2.8 decades a layer inside the branches).
+    - Short nets get by: at four layers the default keeps 6 % of the signal and trains. Below eight layers nothing is
+      said.
+    - A normalisation restores the scale, a residual addition passes it by; with either, the rule is silent (a healthy net
+      whose residual branches start at zero shows -2.8 decades a layer inside the branches).
     - Weights of the right size whose signal dies all the same (dead or saturated units) have rho near 1.
     - Layers that start at zero and the last layer do not count.
 
-    On 26 healthy small trainings the slope lay between -0.03 and +0.00 decades a layer; with too small weights it was -0.33 to
-    -1.15.
+    On 26 healthy small trainings the slope lay between -0.03 and +0.00 decades a layer; with too small weights it was
+    -0.33 to -1.15.
 
     ## What to do
 
-    Multiply each layer's weights by 1 / sqrt(rho), or initialise with He's or Xavier's rule and the gain of the activation that
-    follows, or put a LayerNorm before each activation. Behind a sigmoid no initialisation helps for long; use ReLU.
+    Multiply each layer's weights by 1 / sqrt(rho), or initialise with He's or Xavier's rule and the gain of the
+    activation that follows, or put a LayerNorm before each activation. Behind a sigmoid no initialisation helps for long;
+    use ReLU.
 
     ## Known false alarms
 
-    Parallel branches that run one after another count as depth. Where training works the finding is no more than an aside.
+    Parallel branches that run one after another count as depth. Where training works the finding is no more than an
+    aside.
 
     ## References
 
-    X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010.
-    K. He, X. Zhang, S. Ren, J. Sun, "Delving Deep into Rectifiers", 2015, section 2.2.
+    X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010. K. He, X.
+    Zhang, S. Ren, J. Sun, "Delving Deep into Rectifiers", 2015, section 2.2.
     """
 
     family: ClassVar[str] = "initialisation"
@@ -100,8 +103,9 @@ class InitTooSmall(Rule):
                 "layers": growth.count,
             },
             message=(
-                f"At step 0 the weights' variance is {growth.rho:.3g} times what keeps the scale (median over layers), and over "
-                f"{growth.count} layers the signal shrinks to {10 ** max(growth.total, -300.0):.2g} of itself before any update."
+                f"At step 0 the weights' variance is {growth.rho:.3g} times what keeps the scale (median over layers), and "
+                f"over {growth.count} layers the signal shrinks to {10 ** max(growth.total, -300.0):.2g} of itself before any "
+                "update."
             ),
             remedy=_for_sigmoids() if 2 * sigmoids > len(growth.rhos) else init_remedy(growth),
             severity=gravity(timeline),
@@ -111,7 +115,7 @@ class InitTooSmall(Rule):
 
 def _for_sigmoids() -> Remedy:
     return Remedy(
-        "Use ReLU with He's initialisation in place of the sigmoids: a sigmoid passes on at most a quarter of its input's spread.",
+        "Use ReLU and He's initialisation in place of the sigmoids, which pass on a quarter of their input's spread at most.",
         "for module in model.modules():\n    if isinstance(module, torch.nn.Linear):\n"
         '        torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")\n        torch.nn.init.zeros_(module.bias)\n'
         "# and torch.relu in place of torch.sigmoid between the layers",

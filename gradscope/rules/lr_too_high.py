@@ -16,7 +16,6 @@ from gradscope.depth import largest
 from gradscope.depth import one_digit
 from gradscope.depth import plain
 from gradscope.depth import step_sizes
-from gradscope.evidence import blow_up
 from gradscope.records import Hit
 from gradscope.records import Remedy
 from gradscope.records import Severity
@@ -43,38 +42,40 @@ class LrTooHigh(Rule):
 
     ## What it does
 
-    Compares the length of steps (the update ratio, the norm of a step over the norm of the weight, of the median matrix) with
-    what the loss does. It speaks in four cases:
+    Compares the length of steps (the update ratio, the norm of a step over the norm of the weight, of the median matrix)
+    with what the loss does. It speaks in four cases:
 
     - within the first ten steps the loss jumps by more than twice its start or is no longer finite, a step before moved
-      the median matrix by a tenth of its norm or more, and the loss has not come down since (where it has, the finding is an
-      aside, or a warning if the jump was a hundredfold and the loss is not halved since);
+      the median matrix by a tenth of its norm or more, and the loss has not come down since (where it has, the finding is
+      an aside, or a warning if the jump was a hundredfold and the loss is not halved since);
     - training blows up later, and one of the last three sampled steps before was as large;
     - loss and gradient norm grow geometrically from the start, by ten times or more in all, and steps grow along;
     - for 50 steps or more the typical step is as large, and the loss does not come down.
 
     ## Why it is bad
 
-    A gradient step of rate lr lowers the loss only where lr times the curvature is below 2; beyond, each step lands higher on
-    the other side. Units die, and what is left is a model that cannot learn any more, or NaN.
+    A gradient step of rate lr lowers the loss only where lr times the curvature is below 2; beyond, each step lands
+    higher on the other side. Units die, and what is left is a model that cannot learn any more, or NaN.
 
     ## How it is told apart
 
-    - Too large weights, inputs that are not normalised and stacks without normalisation lower the largest rate that works; they
-      show at step 0, before any update, and then explain this finding.
-    - Gradients that are not cleared make ever longer steps: where the last step's gradient is still there, this rule is silent.
+    - Too large weights, inputs that are not normalised and stacks without normalisation lower the largest rate that
+      works; they show at step 0, before any update, and then explain this finding.
+    - Gradients that are not cleared make ever longer steps: where the last step's gradient is still there, this rule is
+      silent.
     - An outlier or a NaN in the data makes one large step; the steps before it were of ordinary size.
-    - Large steps alone are no fault: a healthy Adagrad embedding shows 0.35 and full-batch training at the edge of stability
-      0.11, both with a falling loss. Steps that weight decay alone makes large are not counted.
+    - Large steps alone are no fault: a healthy Adagrad embedding shows 0.35 and full-batch training at the edge of
+      stability 0.11, both with a falling loss. Steps that weight decay alone makes large are not counted.
     - Where the loss is the mean of fewer than eight numbers it jumps by chance: there it takes a hundredfold rise.
 
     On 26 healthy small trainings the median update ratio of the first five steps was at most 0.11 and the loss rose by at
-    most 1.6 times its start; with learning rates that were too high it was 0.14 to 100,000 and the loss jumped by 1.3 to 1e14.
+    most 1.6 times its start; with learning rates that were too high it was 0.14 to 100,000 and the loss jumped by 1.3 to
+    1e14.
 
     ## What to do
 
-    Lower the learning rate so that the first steps move the median matrix by a hundredth of its norm, and to an eighth
-    at least; or warm it up over the first hundreds of steps.
+    Lower the learning rate so that the first steps move the median matrix by a hundredth of its norm, and to an eighth at
+    least; or warm it up over the first hundreds of steps.
 
     ## Known false alarms
 
@@ -82,8 +83,8 @@ class LrTooHigh(Rule):
 
     ## References
 
-    Y. LeCun, L. Bottou, G. Orr, K.-R. Müller, "Efficient BackProp", 1998, section 5. J. Cohen, S. Kaur, Y. Li, J. Z. Kolter,
-    A. Talwalkar, "Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability", 2021.
+    Y. LeCun, L. Bottou, G. Orr, K.-R. Müller, "Efficient BackProp", 1998, section 5. J. Cohen, S. Kaur, Y. Li, J. Z.
+    Kolter, A. Talwalkar, "Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability", 2021.
     """
 
     family: ClassVar[str] = "learning rate, optimizer"
@@ -99,7 +100,6 @@ class LrTooHigh(Rule):
     large_step: float = 0.1  # update ratio of the median matrix
     rise: float = 2.0  # jump of the loss over its magnitude at the start
     noisy_rise: float = 100.0  # the same where the loss is the mean of few numbers
-    few_terms: int = 8  # numbers that a loss is the mean of, below which it is noisy
     early_steps: int = 10  # within which a jump counts as one from the start
     sudden_step: float = 1.0  # update ratio from which a loss may turn NaN with no growth before
     growth: float = 10.0  # of gradient or loss in the ten steps before it turns NaN; of the loss where it grows geometrically
@@ -142,8 +142,8 @@ class LrTooHigh(Rule):
         return Severity.WARNING if far and timeline.last_loss > 0.5 * abs(start) else Severity.INFO
 
     def _late(self, timeline: Timeline, sizes: npt.NDArray[np.float64]) -> _Overshoot | None:
-        onset = blow_up(timeline)
-        if onset is None or self._rise(timeline) > self.rise and np.isfinite(timeline.loss).all():
+        onset = timeline.onset
+        if onset is None or (self._rise(timeline) > self.rise and np.isfinite(timeline.loss).all()):
             return None
         rows = np.flatnonzero(timeline.steps < onset)[-3:]
         raised = _rates_of(timeline, np.array([onset - 1])) / _rates_of(timeline, timeline.steps[rows])
@@ -188,7 +188,8 @@ class LrTooHigh(Rule):
         large = len(rows) > 0 and bool((sizes[rows[-3:]] >= self.large_step).any())
         if not large or self._recovered(timeline, float(timeline.loss[0])):
             return None
-        story = f"the loss grew by a factor {math.exp(slope):.3g} in every step, from {timeline.loss[0]:.3g} to {timeline.loss[count - 1]:.3g}"
+        ends = f"from {timeline.loss[0]:.3g} to {timeline.loss[count - 1]:.3g}"
+        story = f"the loss grew by a factor {math.exp(slope):.3g} in every step, {ends}"
         rows = rows[sizes[rows] >= self.large_step]
         return _Overshoot(rows, int(timeline.loss_steps[0]), float(timeline.loss[count - 1]), story)
 
@@ -205,9 +206,7 @@ class LrTooHigh(Rule):
 
     def _rise(self, timeline: Timeline) -> float:
         """The jump that cannot be chance, given how many numbers a loss is the mean of."""
-        losses = timeline.info.wiring.losses if timeline.info.wiring else ()
-        shapes = [loss.target_shape for loss in losses if loss.target_shape is not None]
-        return self.noisy_rise if shapes and math.prod(shapes[0]) < self.few_terms else self.rise
+        return self.noisy_rise if timeline.noisy_loss else self.rise
 
     def _recovered(self, timeline: Timeline, start: float) -> bool:
         """Whether the loss has come down from where it began, and below the best constant prediction's where that is known."""

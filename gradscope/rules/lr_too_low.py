@@ -30,24 +30,24 @@ class LrTooLow(Rule):
     ## What it does
 
     Looks at the update ratio, the norm of a step over the norm of the weight. It speaks where the median over the sampled
-    steps is below 0.00001 for every trained matrix, over 100 steps or more, and the loss has moved by less than 1 % from the first
-    half of them to the second, or by no more than chance (Mann-Kendall).
+    steps is below 0.00001 for every trained matrix, over 100 steps or more, and the loss has moved by less than 1 % from
+    the first half of them to the second, or by no more than chance (Mann-Kendall).
 
     ## Why it is bad
 
-    At a ratio of 0.00001 it takes 100,000 steps in the same direction to change a weight by its own size. Trainings that work
-    show median ratios of 0.0002 to 0.02; with Adam at a learning rate of 0.0000001 it was 0.0000005, and the loss moved by less
-    than 1 % in 100 steps.
+    At a ratio of 0.00001 it takes 100,000 steps in the same direction to change a weight by its own size. Trainings that
+    work show median ratios of 0.0002 to 0.02; with Adam at a learning rate of 0.0000001 it was 0.0000005, and the loss
+    moved by less than 1 % in 100 steps.
 
     ## How it is told apart
 
-    - During a warm-up the learning rate still rises, and at the end of a decay it is below a twentieth of its peak: both are
-      left alone.
-    - Weights that do not move at all are not held by an optimizer, or have no gradient; see optimizer-misses-parameters and
-      weights-not-moving.
+    - During a warm-up the learning rate still rises, and at the end of a decay it is below a twentieth of its peak: both
+      are left alone.
+    - Weights that do not move at all are not held by an optimizer, or have no gradient; see optimizer-misses-parameters
+      and weights-not-moving.
     - Where the gradient itself is tiny (vanishing, or clipped too tightly) the learning rate is not to blame: without an
-      adaptive optimizer the gradient's norm must be at least a thousandth of the weights'; with one, the gradient must be well
-      above the optimizer's eps.
+      adaptive optimizer the gradient's norm must be at least a thousandth of the weights'; with one, the gradient must be
+      well above the optimizer's eps.
     - A training that has converged, and one with several objectives, is left alone.
 
     ## What to do
@@ -132,8 +132,8 @@ class LrTooLow(Rule):
                 "last_loss": plain(timeline.last_loss),
             },
             message=(
-                f"A step changes the median weight matrix by {ratio:.2g} of its norm, where {self.good_ratio:g} is usual, and the "
-                f"loss went from {timeline.first_loss:.4g} to {timeline.last_loss:.4g} in {timeline.step_count} steps."
+                f"A step changes the median weight matrix by {ratio:.2g} of its norm, where {self.good_ratio:g} is usual, and "
+                f"the loss went from {timeline.first_loss:.4g} to {timeline.last_loss:.4g} in {timeline.step_count} steps."
             ),
             remedy=Remedy(
                 f"Raise the learning rate from {rate:g} to {better:g}." if better else "Raise the learning rate.", code

@@ -17,7 +17,6 @@ from gradscope.depth import init_growth
 from gradscope.depth import init_ratios
 from gradscope.depth import plain
 from gradscope.depth import step_sizes
-from gradscope.evidence import blow_up
 from gradscope.evidence import gravity
 from gradscope.records import Hit
 from gradscope.records import ParameterInfo
@@ -37,40 +36,41 @@ class MissingNormalization(Rule):
 
     In a model without any normalisation it looks for two patterns.
 
-    - A residual stack of six blocks or more whose output, at step 0, grows by a tenth of a decade a block or more, while the
-      layers inside the blocks are initialised well (median rho = fan_in * Var(W) / gain^2 between 0.3 and 2.5).
+    - A residual stack of six blocks or more whose output, at step 0, grows by a tenth of a decade a block or more, while
+      the layers inside the blocks are initialised well (median rho = fan_in * Var(W) / gain^2 between 0.3 and 2.5).
     - A plain net of ten matrix layers or more whose scale is even over depth at step 0, and which blows up within the
       first ten steps although no step before moved the median weight matrix by a tenth of its norm.
 
     ## Why it is bad
 
-    Each block adds a branch as large as its input, so the variance doubles from block to block: 30 blocks multiplied
-    the signal by 6,200 and the gradient by 26,000, and a learning rate of 0.05 overshot the valley of the loss by a factor
-    19,000. With a LayerNorm before each branch it was 0.1. In a deep plain net the small changes of all layers multiply, so
-    that a step that each layer would bear is too much for all of them together.
+    Each block adds a branch as large as its input, so the variance doubles from block to block: 30 blocks multiplied the
+    signal by 6,200 and the gradient by 26,000, and a learning rate of 0.05 overshot the valley of the loss by a factor
+    19,000. With a LayerNorm before each branch it was 0.1. In a deep plain net the small changes of all layers multiply,
+    so that a step that each layer would bear is too much for all of them together.
 
     ## How it is told apart
 
     - Too large initial weights show a median rho above 2.5; see init-too-large.
-    - A model with any normalisation, as a module or as a function, is left alone, and so are residual branches that start at
-      zero or scaled down (Fixup, ReZero): their blocks do not grow.
+    - A model with any normalisation, as a module or as a function, is left alone, and so are residual branches that start
+      at zero or scaled down (Fixup, ReZero): their blocks do not grow.
     - A learning rate that is too high moves the median matrix by a tenth of its norm or more before the blow-up; see
       lr-too-high.
 
     ## What to do
 
-    Normalise the input of each branch (LayerNorm, RMSNorm, GroupNorm for convolutions), or scale each branch by 1/sqrt(number of
-    blocks), or start the last layer of each branch at zero.
+    Normalise the input of each branch (LayerNorm, RMSNorm, GroupNorm for convolutions), or scale each branch by
+    1/sqrt(number of blocks), or start the last layer of each branch at zero.
 
     ## Known false alarms
 
-    Deep residual nets without normalisation that train with a small learning rate: there the finding is no more than an aside.
+    Deep residual nets without normalisation that train with a small learning rate: there the finding is no more than an
+    aside.
 
     ## References
 
-    S. De and S. Smith, "Batch Normalization Biases Residual Blocks Towards the Identity Function", 2020.
-    H. Zhang, Y. Dauphin, T. Ma, "Fixup Initialization", 2019. A. Brock, S. De, S. Smith, "Characterizing signal propagation to
-    close the performance gap in unnormalized ResNets", 2021.
+    S. De and S. Smith, "Batch Normalization Biases Residual Blocks Towards the Identity Function", 2020. H. Zhang, Y.
+    Dauphin, T. Ma, "Fixup Initialization", 2019. A. Brock, S. De, S. Smith, "Characterizing signal propagation to close
+    the performance gap in unnormalized ResNets", 2021.
     """
 
     family: ClassVar[str] = "normalisation"
@@ -127,7 +127,7 @@ class MissingNormalization(Rule):
         )
 
     def _plain(self, timeline: Timeline) -> Iterator[Hit]:
-        onset = blow_up(timeline)
+        onset = timeline.onset
         if len(timeline.layers) < self.least_plain_layers or onset is None or onset > self.plain_steps:
             return
         growth = init_growth(timeline)
@@ -156,8 +156,8 @@ def _branch_norm(timeline: Timeline, blocks: tuple[str, ...]) -> Remedy:
     layer = _norm_for(first)
     kind = timeline.modules[blocks[0]].type
     return Remedy(
-        f"Normalise what each branch takes in: {layer} at the start of the branch of each of the {len(blocks)} blocks; or scale "
-        f"each branch by {len(blocks) ** -0.5:.2g}.",
+        f"Normalise what each branch takes in: {layer} at the start of the branch of each of the {len(blocks)} blocks; or "
+        f"scale each branch by {len(blocks) ** -0.5:.2g}.",
         f"# in {kind}.__init__:\nself.norm = torch.nn.{layer}\n# in {kind}.forward, with the branch as it is now:\n"
         "x = x + self.branch(self.norm(x))",
     )

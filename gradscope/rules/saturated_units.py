@@ -35,17 +35,19 @@ class SaturatedUnits(Rule):
 
     ## Why it is bad
 
-    A saturated unit passes a twentieth of the gradient or less, and layers multiply: what stands before learns very slowly.
+    A saturated unit passes a twentieth of the gradient or less, and layers multiply: what stands before learns very
+    slowly.
 
     ## How it is told apart
 
     - Gates (in LSTM, GRU and attention) saturate because that is their function; recurrent modules are not judged.
     - The model's output may saturate when it is sure of its answer; the last layer and what follows it are not judged.
     - A training that has converged is left alone, and where training works the finding is no more than an aside.
-    - It is a symptom: too large initial weights or inputs that are not normalised show it at step 0, a learning rate that is too
-      high later.
+    - It is a symptom: too large initial weights or inputs that are not normalised show it at step 0, a learning rate that
+      is too high later.
 
-    Of 26 healthy small trainings the largest share was 3 %; a tanh net whose weights have a standard deviation of 1 showed 84 %.
+    Of 26 healthy small trainings the largest share was 3 %; a tanh net whose weights have a standard deviation of 1
+    showed 84 %.
 
     ## What to do
 
@@ -100,8 +102,8 @@ class SaturatedUnits(Rule):
             last_step=int(timeline.steps[last]),
             evidence={"share": plain(worst), "layers": len(names)},
             message=(
-                f"{100 * worst:.0f} % of the activations of {named(names)} are saturated at step {timeline.steps[last]}, where 3 % is "
-                "the most that healthy trainings show."
+                f"{100 * worst:.0f} % of the activations of {named(names)} are saturated at step {timeline.steps[last]}, "
+                "where 3 % is the most that healthy trainings show."
             ),
             remedy=_remedy(timeline, names),
             severity=gravity(timeline),

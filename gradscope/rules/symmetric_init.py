@@ -27,25 +27,26 @@ class SymmetricInit(Rule):
 
     ## What it does
 
-    At the first sampled steps it looks at the rows of each hidden layer's weight and of its gradient. It speaks where
-    the rows of both are equal (variance between rows under a millionth of the mean square) and the gradient is not zero. It also
-    speaks where two layers or more are zero altogether and get a gradient of exactly zero at each of the first three
+    At the first sampled steps it looks at the rows of each hidden layer's weight and of its gradient. It speaks where the
+    rows of both are equal (variance between rows under a millionth of the mean square) and the gradient is not zero. It
+    also speaks where two layers or more are zero altogether and get a gradient of exactly zero at each of the first three
     sampled steps: nothing can ever start.
 
     ## Why it is bad
 
-    Units with equal weights and equal gradients stay equal for ever: the layer has the capacity of one unit, whatever its width.
+    Units with equal weights and equal gradients stay equal for ever: the layer has the capacity of one unit, whatever its
+    width.
 
     ## How it is told apart
 
-    - A layer that is zero on purpose (the last of a residual branch, LoRA's B, a new head) gets a gradient whose rows differ, and
-      leaves zero at the first step.
+    - A layer that is zero on purpose (the last of a residual branch, LoRA's B, a new head) gets a gradient whose rows
+      differ, and leaves zero at the first step.
     - A layer with one output unit has nothing to be symmetric with.
     - The last layer does not count: its rows get different gradients from different targets.
     - Frozen layers and layers that no optimizer holds do not count.
 
-    A network initialised with a constant 0.05 showed a spread of the gradient's rows of 7e-8; random initial weights show 0.1
-    and more.
+    A network initialised with a constant 0.05 showed a spread of the gradient's rows of 7e-8; random initial weights show
+    0.1 and more.
 
     ## What to do
 
@@ -53,8 +54,8 @@ class SymmetricInit(Rule):
 
     ## Known false alarms
 
-    None known. Noise that differs from unit to unit, such as dropout, can break the symmetry later; where training works and
-    the rows have come apart, the finding is no more than an aside.
+    None known. Noise that differs from unit to unit, such as dropout, can break the symmetry later; where training works
+    and the rows have come apart, the finding is no more than an aside.
 
     ## References
 
@@ -118,7 +119,7 @@ class SymmetricInit(Rule):
             first_step=int(timeline.steps[0]),
             last_step=int(timeline.steps[-1] if still else timeline.steps[early - 1]),
             evidence={"layers": list(names), "gradient_row_spread": widest, "still_alike": still},
-            message=f"{len(names)} of {len(timeline.layers)} layers ({named(names)}) {what}, so their units cannot come to differ.",
+            message=f"{len(names)} of {len(timeline.layers)} layers ({named(names)}) {what}, so their units stay alike.",
             remedy=_remedy(names),
             severity=self._severity(timeline, still),
             strength=10.0,

@@ -28,15 +28,15 @@ class UnnormalizedInput(Rule):
     ## What it does
 
     Looks at the floating-point inputs of the model: their root mean square, and their mean against their standard
-    deviation. It speaks where the root mean square is above 10 or below 0.01, or where the mean is more than five standard
-    deviations from zero. Where training blew up or stands still, a root mean square above 5 is enough.
+    deviation. It speaks where the root mean square is above 10 or below 0.01, or where the mean is more than five
+    standard deviations from zero. Where training blew up or stands still, a root mean square above 5 is enough.
 
     ## Why it is bad
 
     The gradient of the first layer's weights is proportional to its input, and the curvature of the loss along it to the
-    input's square. An input with a root mean square of s lowers the largest stable learning rate by about s^2: with digits as
-    raw values of 0 to 16 instead of standardised ones, a learning rate of 0.1 overshot the valley of the loss by a factor
-    9.9, and by 0.15 after standardising. Tanh and sigmoid layers saturate at once.
+    input's square. An input with a root mean square of s lowers the largest stable learning rate by about s^2: with
+    digits as raw values of 0 to 16 instead of standardised ones, a learning rate of 0.1 overshot the valley of the loss
+    by a factor 9.9, and by 0.15 after standardising. Tanh and sigmoid layers saturate at once.
 
     ## How it is told apart
 
@@ -53,8 +53,8 @@ class UnnormalizedInput(Rule):
 
     ## Known false alarms
 
-    Inputs with heavy tails (counts, prices) that the model takes the logarithm of in its first line. Adam often trains on raw
-    pixels all the same: where training works the finding is no more than an aside.
+    Inputs with heavy tails (counts, prices) that the model takes the logarithm of in its first line. Adam often trains on
+    raw pixels all the same: where training works the finding is no more than an aside.
 
     ## References
 
@@ -66,7 +66,8 @@ class UnnormalizedInput(Rule):
     needs: ClassVar[tuple[str, ...]] = ("input.mean", "input.rms")
     explains: ClassVar[tuple[str, ...]] = (
         "lr-too-high", "exploding-gradients", "loss-divergence", "gradient-spikes", "dead-units", "saturated-units",
-        "nonfinite-origin", "nonfinite-gradients", "nonfinite-loss", "loss-plateau", "initial-loss-off", "saturating-activation",
+        "nonfinite-origin", "nonfinite-gradients", "nonfinite-loss", "loss-plateau", "initial-loss-off",
+        "saturating-activation",
     )  # fmt: skip
 
     highest_rms: float = 10.0  # standardised data has 1
@@ -116,8 +117,8 @@ class UnnormalizedInput(Rule):
             evidence={"input": name, "rms": plain(rms), "mean": plain(mean), "std": plain(spread)},
             message=f"The model's input {name!r} has {what}, where standardised data has mean 0 and standard deviation 1.",
             remedy=Remedy(
-                f"Standardise the input with its mean {mean:.4g} and standard deviation {spread:.4g}, best over the training set.",
-                f"x = (x - {mean:.4g}) / {spread:.4g}  # mean and standard deviation over the sampled batches",
+                f"Standardise the input, as its mean is {mean:.4g} and its standard deviation {spread:.4g}.",
+                f"x = (x - {mean:.4g}) / {spread:.4g}  # over the sampled batches; better over the training set",
             ),
             severity=gravity(timeline),
             strength=4.0,

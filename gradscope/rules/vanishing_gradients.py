@@ -16,7 +16,6 @@ from gradscope.depth import has_norm
 from gradscope.depth import is_residual
 from gradscope.depth import plain
 from gradscope.depth import slopes
-from gradscope.evidence import blow_up
 from gradscope.evidence import gravity
 from gradscope.evidence import works
 from gradscope.records import Hit
@@ -35,10 +34,11 @@ class VanishingGradients(Rule):
 
     ## What it does
 
-    Compares the gradient of the layers' outputs over depth, of a residual net block by block. It speaks where in five of five
-    sampled steps it shrinks towards the input by more than 0.15 decades a layer and by more than four decades over all, and
-    where that keeps the first layer from learning: its update ratio is below 0.000001, or, under an optimizer that divides
-    by the gradient's size, its gradient is below ten times that optimizer's eps. It is silent where the loss comes down.
+    Compares the gradient of the layers' outputs over depth, of a residual net block by block. It speaks where in five of
+    five sampled steps it shrinks towards the input by more than 0.15 decades a layer and by more than four decades over
+    all, and where that keeps the first layer from learning: its update ratio is below 0.000001, or, under an optimizer
+    that divides by the gradient's size, its gradient is below ten times that optimizer's eps. It is silent where the loss
+    comes down.
 
     ## Why it is bad
 
@@ -51,12 +51,13 @@ class VanishingGradients(Rule):
     - Inside residual branches that start at zero gradients are small by design; blocks are compared, not layers.
     - Layers that are frozen, detached or dead have no gradient or one of exactly zero; those do not count for the slope.
 
-    Healthy nets of 12 to 30 layers showed slopes between -0.09 and +0.03 decades a layer, with either sign; PyTorch's default
-    initialisation of a 20-layer ReLU net shrinks by 0.39 a layer, a sigmoid net by 0.82.
+    Healthy nets of 12 to 30 layers showed slopes between -0.09 and +0.03 decades a layer, with either sign; PyTorch's
+    default initialisation of a 20-layer ReLU net shrinks by 0.39 a layer, a sigmoid net by 0.82.
 
     ## What to do
 
-    Initialise with He's rule, put a normalisation before the activations, or add residual connections; replace sigmoid by ReLU.
+    Initialise with He's rule, put a normalisation before the activations, or add residual connections; replace sigmoid by
+    ReLU.
 
     ## Known false alarms
 
@@ -64,8 +65,8 @@ class VanishingGradients(Rule):
 
     ## References
 
-    S. Hochreiter, "Untersuchungen zu dynamischen neuronalen Netzen", 1991.
-    X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010.
+    S. Hochreiter, "Untersuchungen zu dynamischen neuronalen Netzen", 1991. X. Glorot and Y. Bengio, "Understanding the
+    difficulty of training deep feedforward neural networks", 2010.
     """
 
     family: ClassVar[str] = "gradient flow"
@@ -90,7 +91,7 @@ class VanishingGradients(Rule):
         slope = slopes(decades(timeline.column("activation_gradient.rms")[:, sites]))
         shrunk = (slope > self.least_slope) & (slope * (len(sites) - 1) > self.least_total)  # False where NaN
         shrunk &= self._matters(timeline, first)
-        onset = blow_up(timeline)
+        onset = timeline.onset
         if onset is not None:
             shrunk &= timeline.steps <= onset
         held = lasting(shrunk, least=self.window, window=self.window)
@@ -100,9 +101,11 @@ class VanishingGradients(Rule):
     def _matters(self, timeline: Timeline, first: Layer) -> npt.NDArray[np.bool_]:
         eps = timeline.optimized[first.weight.name].settings.get("eps")
         if eps is None:
-            return np.less(timeline.column("update.ratio")[:, first.parameter], self.most_ratio)
-        rms = timeline.column("weight_gradient.norm")[:, first.parameter] / np.sqrt(np.float32(max(first.weight.size, 1)))
-        return np.less(rms, self.eps_margin * eps)
+            still: npt.NDArray[np.bool_] = timeline.column("update.ratio")[:, first.parameter] < self.most_ratio
+            return still
+        norm = timeline.column("weight_gradient.norm")[:, first.parameter]
+        drowned: npt.NDArray[np.bool_] = norm < self.eps_margin * eps * np.sqrt(first.weight.size)
+        return drowned
 
     def _hit(
         self,
@@ -129,8 +132,8 @@ class VanishingGradients(Rule):
                 "first_update_ratio": plain(ratio),
             },
             message=(
-                f"From the last to the first of {len(sites)} {unit} the gradient shrinks by a factor {10 ** min(total, 300.0):.2g}, "
-                f"and {first.module.path} moves by {ratio:.1g} of its norm a step."
+                f"From the last to the first of {len(sites)} {unit} the gradient shrinks by a factor "
+                f"{10 ** min(total, 300.0):.2g}, and {first.module.path} moves by {ratio:.1g} of its norm a step."
             ),
             remedy=_remedy(timeline, typical),
             severity=max(gravity(timeline), Severity.WARNING),

@@ -64,6 +64,13 @@ def test_frames_of_another_form_are_left_to_parsing():
     assert learn(_payloads(partial)[0]).read(_payloads(frame(7))[0]) is None
 
 
+def test_a_record_that_goes_on_after_its_summary_is_left_to_parsing():
+    first, second = _payloads(frame(7), frame(8))
+    another_step = b"\x10\x09"
+    assert Event.FromString(second + another_step).step == 9
+    assert learn(first).read(second + another_step) is None
+
+
 @settings(max_examples=300, derandomize=True, deadline=None)
 @given(data=st.data())
 def test_a_form_never_reads_anything_else_than_parsing(data):

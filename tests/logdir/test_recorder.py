@@ -199,6 +199,56 @@ def test_a_drawn_histogram_has_the_magnitudes_and_leaves_out_the_zeros(tmp_path)
     np.testing.assert_array_equal(_read(tmp_path).frames[0].histograms["activation"], shares)
 
 
+def test_each_file_of_a_long_run_can_be_read_without_the_others(tmp_path):
+    recorder = Recorder(tmp_path / "run", rotate_at=10_000)
+    recorder.info(INFO)
+    for step in range(30):
+        recorder.frame(frame(step, histograms=step % 7 == 0), SCALARS)
+        recorder.pulses(pulses([step]))
+    files = sorted((tmp_path / "run").iterdir())
+    assert len(files) > 3
+    steps = []
+    for number, path in enumerate(files):
+        alone = tmp_path / str(number)
+        alone.mkdir()
+        path.rename(alone / path.name)
+        run = _read(alone)
+        assert (run.info, run.damage) == (INFO, ())
+        steps += [held.step for held in run.frames]
+        first = {value.tag: value for value in reversed(values_in(alone))}
+        assert all(value.HasField("metadata") for value in first.values())
+    assert steps == list(range(30))
+
+
+def test_metadata_that_a_full_disk_refused_is_written_later(tmp_path):
+    code = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from gradscope.logdir.recorder import Recorder
+from gradscope.records import Frame, RunInfo, Schema, Site
+recorder = Recorder(Path(sys.argv[1]))
+recorder.info(RunInfo("net", "Net"))
+(path,) = Path(sys.argv[1]).iterdir()
+frame = Frame(1, Schema(parameters=(Site("w"),)), {"weight.norm": np.ones(1, np.float32)})
+for room in (20, 300):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + room, resource.RLIM_INFINITY))
+    try:
+        recorder.frame(frame, {"gradscope/loss": 1.0})
+    except OSError:
+        continue
+    raise AssertionError("a short write passed")
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+recorder.frame(frame, {"gradscope/loss": 1.0})
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+    first = {value.tag: value for value in reversed(values_in(tmp_path))}
+    assert {"gradscope/loss", "gradscope/meta"} < set(first)
+    assert all(value.HasField("metadata") for value in first.values())
+    run = _read(tmp_path)
+    assert ([held.step for held in run.frames], run.damage) == ([1], ())
+
+
 def test_after_a_failed_write_the_record_goes_on_complete(tmp_path):
     directory = tmp_path / "run"
     directory.write_text("a file where the directory should be")
