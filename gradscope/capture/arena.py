@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import final
 
 import torch
@@ -110,10 +111,13 @@ def _signal(x: torch.Tensor, batch: tuple[int, ...]) -> torch.Tensor:
 
     sig = sqrt(mean over units and positions of Var over the batch), Var with n - 1.
     """
-    if len(set(batch)) == 1:
-        return _signal_of(x, batch[0])
-    each = [_signal_of(x[i : i + 1], size) for i, size in enumerate(batch)]  # by slices: an index list would have to be copied
-    return torch.cat(each)
+    runs: list[torch.Tensor] = []  # of rows with one batch: slices, as an index list would have to be copied
+    start = 0
+    for size, rows in groupby(batch):
+        stop = start + sum(1 for _ in rows)
+        runs.append(_signal_of(x[start:stop], size))
+        start = stop
+    return runs[0] if len(runs) == 1 else torch.cat(runs)
 
 
 def _signal_of(x: torch.Tensor, batch: int) -> torch.Tensor:

@@ -82,6 +82,7 @@ class ParameterProbe:
         self.sites = tuple(Site(t.name) for t in self._tracked)
         self._weight_norms: list[torch.Tensor] = []
         self._gradient_norms: list[torch.Tensor] = []
+        self._norms_at_hand: dict[int, torch.Tensor] = {}  # by parameter, since the last global norm
         self._with_gradient: list[_Tracked] = []
 
     def names(self, parameters: Sequence[torch.Tensor]) -> tuple[str, ...]:
@@ -89,11 +90,16 @@ class ParameterProbe:
         return tuple(self._by_id[id(p)].name for p in parameters if id(p) in self._by_id)
 
     def gradient_norm(self, parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        """Exact global norm of the gradients of these parameters, a scalar on the device of the first; None without any."""
-        gradients = [g for p in parameters if (g := _dense_gradient(p)) is not None]
+        """Exact global norm of the gradients of these parameters, a scalar on the device of the first; None without any.
+
+        The norms of the single gradients are kept for ``take_gradients``, which has to follow before any gradient changes.
+        """
+        gradients = {id(p): g for p in parameters if (g := _dense_gradient(p)) is not None}
+        self._norms_at_hand = {}
         if not gradients:
             return None
-        norms = _norms(gradients)
+        norms = _norms(list(gradients.values()))
+        self._norms_at_hand = dict(zip(gradients, norms, strict=True))
         home = norms[0].device
         total: torch.Tensor = torch.linalg.vector_norm(torch.stack([n.to(home, non_blocking=True) for n in norms]))
         return total
@@ -102,6 +108,7 @@ class ParameterProbe:
 
     def take_carried(self) -> None:
         """Before the step's first backward: sample gradients that are still there."""
+        self._norms_at_hand = {}
         for samples in self._by_device.values():
             samples.carried.clear()
         for t in self._tracked:
@@ -119,12 +126,17 @@ class ParameterProbe:
     def take_gradients(self) -> None:
         """Sample the gradients as they are now; again after a step that worked them out in a closure."""
         self._with_gradient = [t for t in self._tracked if t.parameter.grad is not None]
-        dense = [g for t in self._with_gradient if (g := _dense_gradient(t.parameter)) is not None]
-        self._gradient_norms = _norms(dense)
+        self._gradient_norms = self._norms_of_gradients([t.parameter for t in self._with_gradient])
         for t in self._with_gradient:
             gradient = t.parameter.grad
             if gradient is not None and _fits(gradient, t):
                 t.samples.gradient.gather(t.row, gradient.detach(), t.block)
+
+    def _norms_of_gradients(self, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        known, self._norms_at_hand = self._norms_at_hand, {}
+        rest = {id(p): g for p in parameters if id(p) not in known and (g := _dense_gradient(p)) is not None}
+        known.update(zip(rest, _norms(list(rest.values())), strict=True))
+        return [known[id(p)] for p in parameters]
 
     @property
     def has_gradients(self) -> bool:

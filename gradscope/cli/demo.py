@@ -90,7 +90,7 @@ def _trained(demo: Demo, directory: Path) -> bool:
     """Train with a progress bar, in a terminal; whether it came to its end."""
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         try:
-            demo.train(directory, lambda steps: bar.track(range(steps), description="Training"))
+            demo.run(directory, lambda steps: bar.track(range(steps), description="Training"))
         except KeyboardInterrupt:
             return False
     return True

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from gradscope.report import Report
 
 Progress = Callable[[int], Iterable[int]]  # counts the steps of a training, as `range` does, and may show how far it is
@@ -22,6 +24,11 @@ class Demo:
     story: str  # one sentence: what is trained, and what the program does wrong
     expected: str | None  # the rule that the diagnosis names; None where nothing is wrong
     train: Callable[[Path, Progress], Report]  # trains with gradscope attached, recording to the directory given
+
+    def run(self, logdir: Path, progress: Progress, *, seed: int = 0) -> Report:
+        """Train from a seed and give the live report."""
+        torch.manual_seed(seed)
+        return self.train(logdir, progress)
 
     @property
     def source(self) -> Path:

@@ -48,7 +48,8 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.mixed(self._attended(self.attention_norm(x)))
-        return x + self.contract(functional.gelu(self.expand(self.forward_norm(x))))
+        thought: torch.Tensor = self.contract(functional.gelu(self.expand(self.forward_norm(x))))
+        return x + thought
 
     def _attended(self, x: torch.Tensor) -> torch.Tensor:
         parts = self.queries_keys_values(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)

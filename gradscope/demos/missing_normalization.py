@@ -30,7 +30,8 @@ class Residual(nn.Module):
         nn.init.kaiming_normal_(self.contract.weight, nonlinearity="linear")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.contract(torch.relu(self.expand(x)))  # the fault: no normalisation of what the branch takes in
+        branch: torch.Tensor = self.contract(torch.relu(self.expand(x)))  # the fault: x is taken in without a norm
+        return x + branch
 
 
 def train(logdir: Path, progress: Progress) -> gradscope.Report:
