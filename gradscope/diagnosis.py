@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import replace
+from typing import final
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from gradscope.rule import all_rules
 from gradscope.timeline import Timeline
 
 UNKNOWN_STRENGTH = 2.0  # what "none of the causes" weighs against them
+CONTRACT_STRENGTH = 10.0  # from which a hit proves a broken contract
+SUPPORT = 0.5  # what each symptom that a cause explains adds to its strength
 LEAST_CONFIDENCE = 0.6  # below it no cause is named; the symptoms stand with candidates
 ONSET_SLACK = 2  # steps by which a cause's numbers may trail what it explains: a step is judged at its end
 CERTAIN = 0.99  # from which a symptom says itself what is wrong, and needs no candidates
@@ -34,7 +37,7 @@ class UnknownRule(ValueError):
 def chosen(select: Iterable[str] | None, ignore: Iterable[str] | None) -> tuple[Rule, ...]:
     """The rules to run: those selected, or all, without those ignored. Raises UnknownRule, naming near names."""
     rules = {rule.name: rule for rule in all_rules()}
-    wanted, unwanted = list(select or rules), set(ignore or ())
+    wanted, unwanted = list(select or rules), list(ignore or ())
     for name in [*wanted, *unwanted]:
         if name not in rules:
             near = difflib.get_close_matches(name, rules, n=3)
@@ -43,22 +46,33 @@ def chosen(select: Iterable[str] | None, ignore: Iterable[str] | None) -> tuple[
     return tuple(rules[name] for name in dict.fromkeys(wanted) if name not in unwanted)
 
 
-@dataclass(frozen=True)
+@final
+@dataclass(frozen=True, eq=False)
 class _Claim:
+    """What a rule claims. Each claim is one of its own, also beside another that says the same."""
+
     rule: Rule
     hit: Hit
 
+    @property
+    def is_cause(self) -> bool:
+        return self.rule.kind == "cause"
+
+    @property
+    def is_serious(self) -> bool:
+        return self.hit.severity >= Severity.WARNING
+
     def explains(self, other: _Claim) -> bool:
+        """Whether ``other`` comes of this: not where it was there before, and an aside does not explain a disaster."""
+        named = self.is_cause and other is not self and other.rule.name in self.rule.explains
         in_time = self.hit.first_step <= other.hit.first_step + ONSET_SLACK
-        return self is not other and other.rule.name in self.rule.explains and in_time
+        return named and in_time and (self.is_serious or not other.is_serious)
 
 
 def diagnose(timeline: Timeline, rules: Sequence[Rule], *, run: str = ".", damage: tuple[str, ...] = ()) -> RunReport:
     """Judge a whole timeline. The same numbers give the same report, live or read from the disk."""
     claims, obstacles = _claims(timeline, rules)
-    claims = _in_time(claims, timeline.onset)
-    findings = _ranked(claims)
-    findings, diagnosis = _with_primary(findings)
+    findings, diagnosis = _judged(_in_time(claims, timeline.onset))
     profile_step, profile = _profile(timeline, {module for finding in findings for module in finding.modules})
     return RunReport(
         run=run,
@@ -84,8 +98,8 @@ def _claims(timeline: Timeline, rules: Sequence[Rule]) -> tuple[list[_Claim], di
     claims: list[_Claim] = []
     obstacles: dict[str, str] = {}
     for rule in rules:
-        obstacle = rule.obstacle(timeline)
         try:
+            obstacle = rule.obstacle(timeline)
             claims.extend([_Claim(rule, hit) for hit in rule.check(timeline)] if obstacle is None else ())
         except Exception as error:  # one rule's mistake takes no other's finding with it
             obstacle = f"failed with {type(error).__name__}: {error}; this is a mistake in gradscope"
@@ -98,46 +112,56 @@ def _in_time(claims: list[_Claim], onset: int | None) -> list[_Claim]:
     """Without the causes whose evidence begins after the training blew up: what they see is its consequence."""
     if onset is None:
         return claims
-    return [claim for claim in claims if claim.rule.kind == "symptom" or claim.hit.first_step <= onset + ONSET_SLACK]
+    return [claim for claim in claims if not claim.is_cause or claim.hit.first_step <= onset + ONSET_SLACK]
 
 
-def _ranked(claims: list[_Claim]) -> tuple[Finding, ...]:
-    explained = {id(c): any(other.explains(c) for other in claims if _outranks(other, c)) for c in claims}
-    causes = [c for c in claims if c.rule.kind == "cause" and not explained[id(c)]]
-    confidences = _confidences([*causes], claims)
+def _judged(claims: list[_Claim]) -> tuple[tuple[Finding, ...], str | None]:
+    """The claims as findings, most important first, and the rule that the diagnosis names."""
+    explained = {claim for claim in claims if any(other.explains(claim) for other in claims)}
+    confidences = _confidences(claims, explained)
 
-    def order(claim: _Claim) -> tuple[int, int, float, int]:
-        group = 2 if explained[id(claim)] else (0 if claim.rule.kind == "cause" else 1)
-        return (group, -claim.hit.severity, -confidences.get(id(claim), 0.0), claim.hit.first_step)
+    def place(claim: _Claim) -> tuple[int, int, float, int]:
+        group = 2 if claim in explained else (0 if claim.is_cause else 1)
+        sureness = confidences[claim] if group == 0 else 0.0  # of the others, what came first goes first
+        return group, -claim.hit.severity, -sureness, claim.hit.first_step
 
-    return tuple(_finding(c, claims, confidences.get(id(c), _own_confidence(c))) for c in sorted(claims, key=order))
-
-
-def _outranks(cause: _Claim, other: _Claim) -> bool:
-    """Whether ``cause`` is bad enough to take ``other`` upon itself: an aside does not explain a disaster."""
-    return cause.rule.kind == "cause" and (cause.hit.severity >= Severity.WARNING or other.hit.severity == Severity.INFO)
-
-
-def _confidences(causes: list[_Claim], claims: list[_Claim]) -> dict[int, float]:
-    """Softmax over the strengths of the causes that stand and of "unknown"; deterministic causes do not compete."""
-    scores = {id(c): c.hit.strength + 0.5 * sum(c.explains(o) for o in claims if o.rule.kind == "symptom") for c in causes}
-    certain = {key for key, claim in ((id(c), c) for c in causes) if claim.hit.strength >= 10}
-    rest = [score for key, score in scores.items() if key not in certain]
-    weight = math.exp(UNKNOWN_STRENGTH) + sum(math.exp(min(score, 30.0)) for score in rest)
-    alone = math.exp(UNKNOWN_STRENGTH)
-    return {
-        key: math.exp(min(score, 30.0)) / (math.exp(min(score, 30.0)) + alone if key in certain else weight)
-        for key, score in scores.items()
-    }
+    ranked = sorted(claims, key=place)
+    primary = _primary(ranked, explained, confidences)
+    if primary is not None and primary.is_cause:
+        ranked.sort(key=lambda claim: claim is not primary)
+    findings = [_finding(claim, claims, confidences[claim]) for claim in ranked]
+    if primary is not None and not primary.is_cause and confidences[primary] < CERTAIN:
+        at = ranked.index(primary)
+        evidence = {**findings[at].evidence, "candidates": _candidates(primary.rule.name, ranked)}
+        findings[at] = replace(findings[at], evidence=evidence)
+    return tuple(findings), primary.rule.name if primary is not None else None
 
 
-def _own_confidence(claim: _Claim) -> float:
-    return math.exp(claim.hit.strength) / (math.exp(claim.hit.strength) + math.exp(UNKNOWN_STRENGTH))
+def _confidences(claims: list[_Claim], explained: set[_Claim]) -> dict[_Claim, float]:
+    """How sure each claim is: a softmax over its strength and "unknown".
+
+    The causes that nothing explains gain by the symptoms that they explain, and compete with one another. Broken contracts
+    and asides do not compete: a contract is broken whatever else is wrong, and an aside is no other explanation.
+    """
+    standing = [claim for claim in claims if claim.is_cause and claim not in explained]
+    support = {claim: sum(claim.explains(other) and not other.is_cause for other in claims) for claim in standing}
+    weights = {claim: math.exp(claim.hit.strength + SUPPORT * support.get(claim, 0)) for claim in claims}
+    rivals = [claim for claim in standing if claim.is_serious and claim.hit.strength < CONTRACT_STRENGTH]
+    unknown = math.exp(UNKNOWN_STRENGTH)
+    contested = unknown + sum(weights[claim] for claim in rivals)
+    return {claim: weight / (contested if claim in rivals else unknown + weight) for claim, weight in weights.items()}
+
+
+def _primary(ranked: list[_Claim], explained: set[_Claim], confidences: dict[_Claim, float]) -> _Claim | None:
+    """The cause on top; where none is sure enough, the worst symptom; None where nothing is serious."""
+    serious = [claim for claim in ranked if claim.is_serious]
+    causes = (c for c in serious if c.is_cause and c not in explained and confidences[c] >= LEAST_CONFIDENCE)
+    symptoms = (claim for claim in serious if not claim.is_cause)
+    return next(causes, None) or max(symptoms, key=lambda claim: claim.hit.severity, default=None)
 
 
 def _finding(claim: _Claim, claims: list[_Claim], confidence: float) -> Finding:
     hit = claim.hit
-    explains = tuple(dict.fromkeys(o.rule.name for o in claims if claim.explains(o) and _outranks(claim, o)))
     return Finding(
         rule=claim.rule.name,
         kind=claim.rule.kind,
@@ -146,33 +170,17 @@ def _finding(claim: _Claim, claims: list[_Claim], confidence: float) -> Finding:
         modules=hit.modules,
         first_step=hit.first_step,
         last_step=hit.last_step,
-        explains=explains,
+        explains=tuple(dict.fromkeys(other.rule.name for other in claims if claim.explains(other))),
         evidence=hit.evidence,
         message=hit.message,
         remedy=hit.remedy,
     )
 
 
-def _with_primary(findings: tuple[Finding, ...]) -> tuple[tuple[Finding, ...], str | None]:
-    """Name the primary cause; where none is sure enough, the worst symptom, with the causes that could be behind it."""
-    taken = {name for finding in findings if finding.kind == "cause" for name in finding.explains}
-    serious = [finding for finding in findings if finding.severity >= Severity.WARNING]
-    for finding in serious:
-        if finding.kind == "cause" and finding.rule not in taken and finding.confidence >= LEAST_CONFIDENCE:
-            return (finding, *(other for other in findings if other is not finding)), finding.rule
-    symptom = next((f for f in serious if f.kind == "symptom" and f.rule not in taken), None)
-    if symptom is None:
-        return findings, None
-    if symptom.confidence >= CERTAIN:
-        return findings, symptom.rule
-    described = replace(symptom, evidence={**symptom.evidence, "candidates": _candidates(symptom, findings)})
-    return tuple(described if finding is symptom else finding for finding in findings), symptom.rule
-
-
-def _candidates(symptom: Finding, findings: tuple[Finding, ...]) -> list[str]:
-    """Causes that could be behind a symptom that none was shown for: those half shown first, then those in the catalogue."""
-    half_shown = [f.rule for f in findings if f.kind == "cause"]
-    possible = [rule.name for rule in all_rules() if rule.kind == "cause" and symptom.rule in rule.explains]
+def _candidates(symptom: str, ranked: list[_Claim]) -> list[str]:
+    """Causes that could be behind a symptom: those half shown first, then those in the catalogue."""
+    half_shown = [claim.rule.name for claim in ranked if symptom in claim.rule.explains]
+    possible = [rule.name for rule in all_rules() if symptom in rule.explains]
     return list(dict.fromkeys([*half_shown, *possible]))[:MOST_CANDIDATES]
 
 
@@ -183,12 +191,10 @@ def _overhead(timeline: Timeline) -> float:
 
 
 def _profile(timeline: Timeline, marked: set[str]) -> tuple[int | None, tuple[ProfileRow, ...]]:
-    """The depth profile at the last sampled step before the onset, or the last of all."""
+    """The depth profile at the last sampled step before the onset, else the first; the last of all where there is no onset."""
     if not len(timeline.frames):
         return None, ()
-    onset = timeline.onset
-    before = np.flatnonzero(timeline.steps < onset) if onset is not None else np.arange(len(timeline.steps))
-    row = int(before[-1]) if len(before) else 0
+    row = -1 if timeline.onset is None else max(int(np.searchsorted(timeline.steps, timeline.onset)) - 1, 0)
     forward, back = timeline.column("activation.rms")[row], timeline.column("activation_gradient.rms")[row]
     updates = timeline.column("update.ratio")[row]
     rows = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import threading
@@ -33,6 +34,8 @@ class Exits:
         return frozenset(self._open.values())
 
     def register(self, scope: Closable, directory: Path) -> None:
+        if os.getpid() != self._process:
+            self._open.clear()  # a forked child has its parent's scopes, which are not its own to close
         if not self._open:
             self._process = os.getpid()
             atexit.register(self._close_all)
@@ -61,7 +64,8 @@ class Exits:
     def _on_termination(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() == self._process:
             for scope in list(self._open):
-                scope.flush()
+                with contextlib.suppress(Exception):  # the process was told to end, and has to
+                    scope.flush()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)  # end as the sender of the signal expects, by the signal
 

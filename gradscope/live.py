@@ -58,6 +58,11 @@ class Archive:
         return self._directory.parent if self._directory.name == SUBRUN else self._directory.parent.parent
 
     @property
+    def run(self) -> str:
+        """What the run is called when the log directory is read."""
+        return "." if self._directory.name == SUBRUN else self._directory.name
+
+    @property
     def pulses(self) -> npt.NDArray[np.float64]:
         """All pulses, [steps, PULSE_FIELDS]; a copy."""
         return np.array(self._numbers, dtype=np.float64).reshape(-1, len(PULSE_FIELDS))

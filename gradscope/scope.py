@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
+import re
 import socket
 import sys
 import time
 import weakref
 from collections.abc import Callable
 from collections.abc import Iterable
+from numbers import Integral
+from numbers import Real
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -61,27 +64,28 @@ def attach(
     ``select`` and ``ignore`` name rules. ``name`` tells several models in one logdir apart (default: the model's class).
     ``on_finding`` is called once with each finding when it first appears.
 
-    Raises TypeError for a model that is no ``torch.nn.Module``, ValueError for a budget or cadence that cannot be kept, and
-    UnknownRule (a ValueError) for a rule that does not exist. Nothing waits for the device.
+    Raises TypeError for a model that is no ``torch.nn.Module``, ValueError for a budget or cadence that cannot be kept, a
+    pattern that is no regular expression or a name that is no name of a directory, and UnknownRule (a ValueError) for a rule
+    that does not exist. Nothing waits for the device.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"attach() expects a torch.nn.Module to watch, and was given a {type(model).__name__}.")
-    if not 0 < budget <= 1:
-        raise ValueError(
-            f"budget is the share of the step time that watching may take, above 0 and at most 1; found {budget!r}."
-        )
-    if every is not None and every < 1:
-        raise ValueError(f"every=n samples each n-th step, so n is at least 1; found {every!r}.")
+    _check_cadence(budget, every)
+    _check_pattern("include", include)
+    _check_pattern("exclude", exclude)
+    _check_name(name)
+    if on_finding is not None and not callable(on_finding):
+        raise TypeError(f"on_finding is called with each new finding; found a {type(on_finding).__name__}, which cannot be called.")
     title = name or type(model).__name__
     info = RunInfo(
         name=title,
         model=type(model).__name__,
         versions=_versions(),
         started=time.time(),
-        budget=budget,
-        every=every,
-        select=None if select is None else tuple(select),
-        ignore=tuple(ignore or ()),
+        budget=float(budget),
+        every=None if every is None else int(every),
+        select=None if select is None else _names(select),
+        ignore=_names(ignore or ()),
         probe="not built into this version" if probe else "switched off with probe=False",
     )
     chosen(info.select, info.ignore)
@@ -108,6 +112,7 @@ class Scope:
         self._on_finding = on_finding
         self._archive = Archive(directory)
         self._findings: dict[str, Finding] = {}
+        self._called_back: set[str] = set()  # rules whose finding the user's callback has been given
         self._judge_at = 1
         self._judge_from = 0.0  # on perf_counter's clock
         self._closed = False
@@ -131,7 +136,8 @@ class Scope:
 
     def report(self) -> Report:
         """The report so far, over every step that has ended. Waits for the device."""
-        self._watch.settle()
+        if not self._closed:
+            self._watch.settle()
         return Report((self._judge(),))
 
     def observe(self, *, loss: float | torch.Tensor | None = None, **scalars: float) -> None:
@@ -152,14 +158,15 @@ class Scope:
         if self._closed:
             return
         self._closed = True
+        exits.EXITS.unregister(self)
         try:
-            self._watch.stop()
-            self._judge()
-        except Exception:
-            self._say_failed("while closing")
-        finally:
-            self._archive.close()
-            exits.EXITS.unregister(self)
+            try:
+                self._watch.stop()
+                self._judge()
+            finally:
+                self._archive.close()
+        except Exception as error:
+            _say_failed("while closing", error)
 
     def __enter__(self) -> Scope:
         return self
@@ -199,7 +206,7 @@ class Scope:
         frames = self._archive.frames
         self._judge_at = max(len(frames) + 1, int(len(frames) * GROWTH_BETWEEN_JUDGEMENTS))
         timeline = Timeline(self._watch.info, frames, self._archive.pulses)
-        report = diagnose(timeline, self._rules)
+        report = diagnose(timeline, self._rules, run=self._archive.run)
         self._tell(report)
         return report
 
@@ -209,7 +216,8 @@ class Scope:
         if self._findings.keys() != before.keys() or self._closed:
             self._archive.text(markdown.render((report,)), max(report.steps - 1, 0))
         for rule, finding in self._findings.items():
-            if rule not in before and self._on_finding is not None:
+            if rule not in self._called_back:
+                self._called_back.add(rule)
                 self._call_back(finding)
 
     def _call_back(self, finding: Finding) -> None:
@@ -228,16 +236,45 @@ class Scope:
         if self._closed:
             return
         self._closed = True
-        self._say_failed("while watching")
+        error = sys.exc_info()[1]
+        exits.EXITS.unregister(self)
         with contextlib.suppress(Exception):
             self._watch.stop()
-        self._archive.close()
-        exits.EXITS.unregister(self)
+        with contextlib.suppress(Exception):
+            self._archive.close()
+        _say_failed("while watching", error)
 
-    def _say_failed(self, when: str) -> None:
-        error = sys.exc_info()[1]
-        what = f"{type(error).__name__}: {error}"
-        warn("watching-failed", f"gradscope failed {when} and has stopped watching; training goes on. {what}")
+
+def _say_failed(when: str, error: BaseException | None) -> None:
+    what = f"{type(error).__name__}: {error}"
+    warn("watching-failed", f"gradscope failed {when} and has stopped watching; training goes on. {what}")
+
+
+def _check_cadence(budget: object, every: object) -> None:
+    if isinstance(budget, bool) or not isinstance(budget, Real) or not 0 < budget <= 1:
+        raise ValueError(
+            f"budget is the share of the step time that watching may take, above 0 and at most 1; found {budget!r}."
+        )
+    if every is not None and (isinstance(every, bool) or not isinstance(every, Integral) or every < 1):
+        raise ValueError(f"every=n samples each n-th step, so n is a whole number and at least 1; found {every!r}.")
+
+
+def _check_pattern(argument: str, pattern: str | None) -> None:
+    try:
+        re.compile(pattern or "")
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"{argument} is a regular expression that module names are searched for; found {pattern!r}, which is none: {error}."
+        ) from None
+
+
+def _check_name(name: str | None) -> None:
+    if name is not None and (not name or name in (".", "..") or "/" in name or os.sep in name):
+        raise ValueError(f"name is what the run's directory is called, without a path; found {name!r}.")
+
+
+def _names(given: Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _close_if_there(scope: weakref.ref[Scope]) -> None:

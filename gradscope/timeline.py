@@ -72,7 +72,7 @@ class Timeline:
     @property
     def step_count(self) -> int:
         """Optimizer steps that the run has made."""
-        return int(self._pulses[-1, 0]) + 1 if len(self._pulses) else (int(self.steps[-1]) + 1 if len(self.steps) else 0)
+        return int(max((steps[-1] for steps in (self.pulse("step"), self.steps) if len(steps)), default=-1)) + 1
 
     @cached_property
     def schema(self) -> Schema:
@@ -191,7 +191,7 @@ class Timeline:
 
     @cached_property
     def update_ratios(self) -> Array:
-        """Update ratio of the trained matrices, NaN for what was zero at the start, frozen or one-dimensional; [steps, parameters]."""
+        """Update ratio of the trained matrices; NaN where frozen, zero at the start or one-dimensional; [steps, parameters]."""
         known = [self.parameters.get(site.path) for site in self.schema.parameters]
         counted = np.array([bool(p and len(p.shape) >= 2 and not p.zero_at_start) for p in known], dtype=bool) & self.trained
         return np.where(counted[None, :], self.column("update.ratio"), np.float32(np.nan))
@@ -246,8 +246,8 @@ class Timeline:
         recent = self.loss[-100:]
         if not np.isfinite(recent).all() or len(recent) < 8:
             return False
-        before = self.loss[:-100]
-        best = np.nanmin(before) if len(before) else recent[0]
+        before = self.loss[:-100][np.isfinite(self.loss[:-100])]
+        best = before.min() if len(before) else recent[0]
         return falls(recent) or bool(smoothed(recent).min() < best - 0.01 * abs(best))
 
     @cached_property
@@ -262,7 +262,7 @@ class Timeline:
 
     @cached_property
     def onset(self) -> int | None:
-        """The step at which the training blew up: not finite, or a loss that grew and never came back. None where it did not."""
+        """The step at which training blew up: not finite, or a loss that grew and never came back. None where it did not."""
         broken = np.isinf(self.pulse("gradient_norm"))
         candidates = [self._first_step(~np.isfinite(self.loss)), self._first_pulse(broken)]
         if np.isfinite(self.first_loss) and not self.several_objectives:  # one player's loss may well rise

@@ -53,10 +53,19 @@ def spike_scores(series: Floats) -> npt.NDArray[np.float64]:
     windows = np.lib.stride_tricks.sliding_window_view(padded, SPIKE_WINDOW)
     enough = np.isfinite(windows).sum(axis=1) >= 10
     seen = windows[enough]
-    middle = np.nanmedian(seen, axis=1)
-    spread = 1.4826 * np.nanmedian(np.abs(seen - middle[:, None]), axis=1)
+    middle = _medians(seen)
+    spread = 1.4826 * _medians(np.abs(seen - middle[:, None]))
     scores[enough] = (logs[enough] - middle) / np.maximum(spread, SPIKE_FLOOR)
     return np.nan_to_num(scores, nan=0.0)
+
+
+def _medians(table: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Median of the entries of each row that are not NaN, at least one; several times as fast as np.nanmedian."""
+    ordered = np.sort(table, axis=1)  # NaN goes last
+    count = np.count_nonzero(~np.isnan(ordered), axis=1)
+    rows = np.arange(len(ordered))
+    medians: npt.NDArray[np.float64] = (ordered[rows, (count - 1) // 2] + ordered[rows, count // 2]) / 2
+    return medians
 
 
 def lasting(held: Mask, *, least: int, window: int) -> Mask:

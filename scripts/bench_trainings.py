@@ -64,7 +64,7 @@ def mlp() -> Training:
 
 def gpt() -> Training:
     model = _Gpt(vocabulary=128, width=256, blocks=6, context=128)
-    return Training(model, _text(rows=4, context=128), _token_loss, torch.optim.AdamW(model.parameters(), lr=3e-4))
+    return Training(model, _text(rows=8, context=128), _token_loss, torch.optim.AdamW(model.parameters(), lr=3e-4))
 
 
 def resnet() -> Training:

@@ -22,8 +22,8 @@ from bench_trainings import CASES
 class Way(ABC):
     """A way to watch a model. Setting it up is not timed; all else is."""
 
-    def resume(self) -> None:
-        """The process goes on after others had their turns. Not timed."""
+    def resume(self, pause: float) -> None:
+        """The process goes on after others had their turns, for ``pause`` seconds. Not timed."""
 
     def after_step(self) -> None:
         """What the user's loop does for it after each step."""
@@ -47,9 +47,10 @@ class Gradscope(Way):
         self._folder = folder
         self._scope = gradscope.attach(model, folder, every=every)
 
-    def resume(self) -> None:
-        # The wait for the turn is no part of the step: with it the governor would have more to spend than it has.
-        self._scope._watch._last_end = perf_counter()
+    def resume(self, pause: float) -> None:
+        # The wait for the turn is no part of the training: with it the scope would believe that it has more time to spend.
+        self._scope._watch._last_end += pause
+        self._scope._judge_from += pause
 
     def close(self) -> float:
         import gradscope
@@ -125,8 +126,9 @@ def serve(case: str, way: str, core: int, seed: int, pipe: Connection) -> None:
         watching = WAYS[way](training.model, Path(folder), training.optimizer)
         os.sched_setaffinity(0, {core})  # this thread; helpers that were started before may use other cores
         pipe.send(os.getpid())
+        stopped = perf_counter()
         while count := pipe.recv():
-            watching.resume()
+            watching.resume(perf_counter() - stopped)
             seconds = []
             begun = process_time()
             for _ in range(count):
@@ -134,5 +136,7 @@ def serve(case: str, way: str, core: int, seed: int, pipe: Connection) -> None:
                 next(steps)
                 watching.after_step()
                 seconds.append(perf_counter() - started)
-            pipe.send(Stretch(tuple(seconds), process_time() - begun))
+            processor = process_time() - begun
+            stopped = perf_counter()
+            pipe.send(Stretch(tuple(seconds), processor))
         pipe.send(watching.close())

@@ -23,8 +23,9 @@ class Block(nn.Module):
         q, k, v = (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in parts)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=0.1 if self.training else 0.0)
         x = x + self.proj(mixed.transpose(1, 2).flatten(2))
-        x += self.mlp(self.norm2(x))
-        return x
+        y = self.mlp(self.norm2(x))
+        y += x
+        return y
 
 
 class GPT(nn.Module):

@@ -15,16 +15,8 @@ from tests.timelines import build
 from tests.timelines import classification
 from tests.timelines import empty
 
-RISING: Values = lambda step: 1.4 if step < 50 else 90.0  # noqa: E731
 BROKEN: Values = lambda step: 1.4 if step < 50 else math.nan  # noqa: E731
 NO_BASELINE = classification(losses=())
-
-
-def test_a_loss_may_rise_where_several_objectives_play_but_must_stay_finite() -> None:
-    assert _onset(build(pulses={"loss": RISING})) == 50
-    assert _onset(build(pulses={"loss": RISING}, shared_process=True)) is None
-    assert _onset(build(pulses={"loss": BROKEN}, shared_process=True)) == 50
-    assert _onset(build()) is None
 
 
 def test_coming_down_to_the_loss_of_a_constant_prediction_is_not_working() -> None:

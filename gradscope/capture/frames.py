@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from gradscope.capture.arena import Arena
 from gradscope.capture.modules import ModuleProbe
 from gradscope.capture.modules import Slot
 from gradscope.capture.parameters import ParameterProbe
+from gradscope.capture.pulses import is_loss_scale
 from gradscope.capture.transfer import Mailbox
 from gradscope.records import HISTOGRAM_BINS
 from gradscope.records import STATISTICS
@@ -23,7 +25,6 @@ from gradscope.records import Array
 from gradscope.records import Frame
 from gradscope.records import Schema
 
-_KINDS = ("input", "activation", "activation_gradient")
 HISTOGRAMS_DENSE = 4  # frames from the start that carry histograms, then one in HISTOGRAMS_EVERY
 HISTOGRAMS_EVERY = 10
 
@@ -60,10 +61,12 @@ class FrameMaker:
             self._types = types
             self._limits.clear()
 
-    def make(self, step: int, parameters: ParameterProbe, stepped: Collection[str]) -> None:
+    def make(
+        self, step: int, parameters: ParameterProbe, stepped: Collection[str], *, loss_scale: torch.Tensor | None = None
+    ) -> None:
         """Reduce the step's rows on their devices and send them off. The probes may start on the next step at once.
 
-        ``stepped`` are the parameters whose optimizer made the step.
+        ``stepped`` are the parameters whose optimizer made the step; ``loss_scale`` is what a GradScaler multiplied the loss with.
         """
         schema = self._schema = self._current_schema(parameters)
         with_histograms = self._made < HISTOGRAMS_DENSE or self._made % HISTOGRAMS_EVERY == 0
@@ -84,10 +87,12 @@ class FrameMaker:
         def arrived(arrays: Sequence[Array]) -> None:
             columns, histograms = _tables(schema, parts, arrays[: len(tensors)], with_histograms)
             columns["activation.saturated"][~can_saturate] = np.nan
-            columns.update(parameters.columns(arrays[len(tensors) :], masks))
+            columns.update(parameters.columns(arrays[len(tensors) : len(tensors) + len(parameter_tables)], masks))
+            if loss_scale is not None:
+                _unscale(columns, histograms, float(arrays[-1]))
             self._deliver(Frame(step, schema, columns, histograms))
 
-        self._mailbox.send([*tensors, *parameter_tables], arrived)
+        self._mailbox.send([*tensors, *parameter_tables, *([] if loss_scale is None else [loss_scale])], arrived)
 
     def _current_schema(self, parameters: ParameterProbe) -> Schema:
         inputs, modules = self._modules.inputs, self._modules.slots
@@ -120,7 +125,7 @@ def _tables(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     columns = {
         f"{kind}.{statistic}": np.full(len(schema.sites(kind)), np.nan, dtype=np.float32)
-        for kind in _KINDS
+        for kind in STATISTICS
         for statistic in STATISTICS[kind]
     }
     histograms: dict[str, Array] = {}
@@ -133,6 +138,21 @@ def _tables(
             shares = histograms.setdefault(part.kind, np.zeros((len(schema.sites(part.kind)), HISTOGRAM_BINS), dtype=np.float32))
             shares[sites] = histogram[rows]
     return columns, histograms
+
+
+def _unscale(columns: dict[str, Array], histograms: dict[str, Array], factor: float) -> None:
+    """Take a GradScaler's power of two back out of the gradients that its loss sent through the model."""
+    if not is_loss_scale(factor):
+        return
+    for statistic in ("rms", "absmax"):
+        columns[f"activation_gradient.{statistic}"] /= np.float32(factor)
+    shares = histograms.get("activation_gradient")
+    if shares is not None:
+        shift = min(int(math.log2(factor)), HISTOGRAM_BINS - 1)
+        moved = np.zeros_like(shares)
+        moved[:, : HISTOGRAM_BINS - shift] = shares[:, shift:]
+        moved[:, 0] += shares[:, :shift].sum(axis=1)
+        histograms["activation_gradient"] = moved
 
 
 def _filled(part: _Part) -> tuple[list[int], list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Container
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,6 +113,21 @@ class Graph:
                 return found
             source = found.inputs[0] if found.inputs else None
         return None
+
+
+def reaches(root: Any, leaves: Container[int]) -> bool:
+    """Whether a node's graph ends in one of these leaves, by ``id``. Looks no farther than to the first of them."""
+    seen = {root}
+    queue: deque[Any] = deque([root])
+    while queue and len(seen) <= MOST_NODES:
+        for source, _ in queue.popleft().next_functions:
+            if source is None or source in seen:
+                continue
+            if not source.next_functions and id(getattr(source, "variable", None)) in leaves:
+                return True
+            seen.add(source)
+            queue.append(source)
+    return bool(queue)
 
 
 def saved_tensor(handle: Any, name: str) -> torch.Tensor | None:

@@ -89,6 +89,7 @@ class ModuleProbe:
         self._last_version = -1
         self.slots: list[Slot] = []  # in execution order
         self.inputs: list[Slot] = []
+        self.keep_last = False  # sample the last forward pass of a step, not the first: what came before may have been thrown away
         self.reading_graph = False  # whether to note which autograd node each output comes from
         self.seconds = 0.0  # spent in here since the last ``start_step``
         self.calls = 0  # hooks that fired since the last ``start_step``
@@ -123,6 +124,13 @@ class ModuleProbe:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+
+    def release(self) -> None:
+        """Let go of the arenas and the slots: nothing is sampled any more."""
+        self._watched.clear()
+        self.slots, self.inputs = [], []
+        for arenas in (self._forward_arenas, self._backward_arenas, self._input_arenas):
+            arenas.clear()
 
     def start_step(self) -> None:
         """Forget what the rows hold: the next forward pass is a new step's."""
@@ -162,7 +170,10 @@ class ModuleProbe:
         # Inside a backward pass a forward is a checkpoint's recompute: it is sampled only where the first could not be.
         recompute = torch._C._current_graph_task_id() != -1
         if self.gradient_seen and not recompute:
-            return  # a later micro-batch of the same step
+            if not self.keep_last:
+                return  # a later micro-batch of the same step
+            self._generation += 1
+            self._gradient_seen = False
         if watched.generation != self._generation:
             watched.generation, watched.calls = self._generation, 0
         tensor = output if isinstance(output, torch.Tensor) else _largest(output)
@@ -265,6 +276,7 @@ class _GradientHook:
     """Takes the gradient of one output of one forward pass; returns None, so the gradient goes on as it came."""
 
     __slots__ = ("_generation", "_probe", "_slot", "_watched")
+    __torch_unserializable__ = True  # torch.save leaves it out of a saved output without a warning
 
     def __init__(self, probe: ModuleProbe, slot: Slot, generation: int, watched: _Watched) -> None:
         self._probe = probe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from collections.abc import Container
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -125,6 +126,8 @@ class ParameterProbe:
 
     def take_gradients(self) -> None:
         """Sample the gradients as they are now; again after a step that worked them out in a closure."""
+        for samples in self._by_device.values():
+            samples.gradient.clear()
         self._with_gradient = [t for t in self._tracked if t.parameter.grad is not None]
         self._gradient_norms = self._norms_of_gradients([t.parameter for t in self._with_gradient])
         for t in self._with_gradient:
@@ -137,6 +140,20 @@ class ParameterProbe:
         rest = {id(p): g for p in parameters if id(p) not in known and (g := _dense_gradient(p)) is not None}
         known.update(zip(rest, _norms(list(rest.values())), strict=True))
         return [known[id(p)] for p in parameters]
+
+    @property
+    def ids(self) -> Container[int]:
+        """The watched parameters by ``id``."""
+        return self._by_id
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [t.parameter for t in self._tracked]
+
+    @property
+    def cleared(self) -> bool:
+        """Whether no parameter holds a gradient."""
+        return all(t.parameter.grad is None for t in self._tracked)
 
     @property
     def has_gradients(self) -> bool:
@@ -218,7 +235,7 @@ def _table(s: _Samples) -> torch.Tensor:
     if not s.tracked:
         return torch.zeros(13, 0, dtype=torch.float32, device=s.device)
     pieces = zip(*(arena.chunks() for arena in s.arenas()), strict=True)
-    return torch.cat([_piece(*chunks) for chunks in pieces], dim=1)
+    return torch.cat([_piece(*chunks, any_carried=any(s.carried.filled)) for chunks in pieces], dim=1)
 
 
 def _piece(
@@ -228,6 +245,8 @@ def _piece(
     gradient: torch.Tensor,
     gradient_last: torch.Tensor,
     carried: torch.Tensor,
+    *,
+    any_carried: bool,
 ) -> torch.Tensor:
     norm = torch.linalg.vector_norm
     work = torch.empty_like(before)
@@ -235,18 +254,24 @@ def _piece(
     gradient_absmax, gradient_zero, gradient_spread = block_statistics(gradient)
     unchanged = torch.eq(after, before, out=work).mean(1)
     moved = norm(after - before, 2, 1)
-    outside = before - after_last
-    outside_norm = norm(outside, 2, 1)
-    factor = (before * after_last).sum(1) / after_last.square().sum(1).clamp_min_(_TINY)
-    left = norm(before - factor[:, None] * after_last, 2, 1)
-    carried_norm = norm(carried, 2, 1)
-    same = torch.eq(carried, gradient_last, out=work).mean(1)
     before_norm = norm(before, 2, 1)
-    last_norm = norm(after_last, 2, 1)
+    none = torch.zeros_like(moved)
+    carried_norm, same = (norm(carried, 2, 1), torch.eq(carried, gradient_last, out=work).mean(1)) if any_carried else (none, none)
     return torch.stack(
         [weight_spread, gradient_absmax, gradient_zero, gradient_spread, moved, before_norm, unchanged]
-        + [outside_norm, last_norm, factor, left, carried_norm, same]
+        + [*_outside(before, after_last, before_norm), carried_norm, same]
     )
+
+
+def _outside(before: torch.Tensor, after_last: torch.Tensor, before_norm: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What happened to the weights since the last step: norms of the change and of what was, factor, norm of what it leaves over."""
+    if before.device.type == "cpu" and torch.equal(before, after_last):  # the rule, and elsewhere the question would wait
+        none = torch.zeros_like(before_norm)
+        return none, before_norm, torch.ones_like(before_norm), none
+    norm = torch.linalg.vector_norm
+    factor = (before * after_last).sum(1) / after_last.square().sum(1).clamp_min_(_TINY)
+    left = norm(before - factor[:, None] * after_last, 2, 1)
+    return norm(before - after_last, 2, 1), norm(after_last, 2, 1), factor, left
 
 
 def _sample_columns(table: Array, filled: Mask) -> dict[str, Array]:

@@ -49,10 +49,6 @@ class PulseMaker:
         self._recent_norms: deque[float] = deque(maxlen=_REMEMBERED)
         self.backwards = 0
 
-    @property
-    def has_norm(self) -> bool:
-        return self._norm is not None
-
     def backward(self, loss: torch.Tensor, *, ours: bool) -> None:
         """A backward call on ``loss``; it counts only where it reaches the model."""
         if not ours:
@@ -61,6 +57,14 @@ class PulseMaker:
         if loss.numel() == 1:
             self._losses.append(loss.detach().clone())  # the user may go on to change it in place
             self._factors.append(_loss_scale(loss))
+
+    def count_backward(self, *, first: bool) -> None:
+        """A backward call of a step whose scalars are not taken."""
+        self.backwards = 1 if first else self.backwards + 1
+
+    def end_unseen(self, step: int, seconds: float, own: float) -> None:
+        """Tell of finished steps whose scalars were not taken, the last of which is ``step``."""
+        self._finished.append(_Step((step, float("nan"), seconds, own, 0, 0.0, 0.0), (), (), None))
 
     def restart(self) -> None:
         """Forget the losses seen since the last step."""
@@ -71,12 +75,20 @@ class PulseMaker:
         self._losses.append(loss.detach().clone() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss), device="cpu"))
         self._factors.append(None)
 
+    @property
+    def loss_scale(self) -> torch.Tensor | None:
+        """What the step's last loss was multiplied with last, if that may be a GradScaler's doing; see ``is_loss_scale``."""
+        return self._factors[-1] if self._factors else None
+
     def norm(self, norm: torch.Tensor | None) -> None:
+        """Add the norm of one optimizer's gradients to the step's."""
+        if self._norm is not None and norm is not None:
+            norm = torch.linalg.vector_norm(torch.stack([self._norm, norm.to(self._norm.device, non_blocking=True)]))
         self._norm = norm
 
     def end(self, step: int, learning_rate: float, *, seconds: float, own: float, sampled: bool, foreign: bool) -> None:
         """The step is over."""
-        scalars = (step, learning_rate, seconds, own, len(self._losses), float(sampled), float(foreign))
+        scalars = (step, learning_rate, seconds, own, self.backwards if self._losses else 0, float(sampled), float(foreign))
         self._finished.append(_Step(scalars, tuple(self._losses), tuple(self._factors), self._norm))
         on_host = all(tensor.device.type == "cpu" for tensor in (*self._losses, *([self._norm] if self._norm is not None else [])))
         self._losses, self._factors, self._norm, self.backwards = [], [], None, 0
@@ -104,7 +116,7 @@ class PulseMaker:
 
     def _hand_on(self, step: _Step, losses: list[float], factors: list[float], norm: float) -> None:
         index, learning_rate, seconds, own, backwards, sampled, foreign = step.scalars
-        unscaled = [loss / factor if _is_loss_scale(factor) else loss for loss, factor in zip(losses, factors, strict=True)]
+        unscaled = [loss / factor if is_loss_scale(factor) else loss for loss, factor in zip(losses, factors, strict=True)]
         loss = float(np.mean(unscaled)) if unscaled else float("nan")
         if step.norm is not None and np.isnan(norm):
             norm = float("inf")  # captured, and not finite
@@ -136,6 +148,6 @@ def _loss_scale(loss: torch.Tensor) -> torch.Tensor | None:
     return factor.detach().clone() if factor is not None and scalar else None
 
 
-def _is_loss_scale(factor: float) -> bool:
+def is_loss_scale(factor: float) -> bool:
     """A GradScaler starts at a power of two and only ever doubles or halves."""
     return factor > 1.0 and np.frexp(factor)[0] == 0.5

@@ -64,7 +64,8 @@ class Loop:
         loop = self
 
         def backward(self: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-            loop.before_backward(self)
+            if loop.calls_through(backward):
+                loop.before_backward(self)
             original(self, *args, **kwargs)  # type: ignore[no-untyped-call]
 
         backward.__doc__ = original.__doc__
@@ -77,8 +78,13 @@ class Loop:
             handle.remove()
         self._handles = []
         original, ours = self._backward
+        self._backward = None
         if torch.Tensor.backward is ours:  # somebody may have wrapped ours since: then theirs stays, and calls ours
             torch.Tensor.backward = original  # type: ignore[method-assign]
+
+    def calls_through(self, backward: Any) -> bool:
+        """Whether this is the wrapper in force, and not one that another tool has kept from an earlier watch."""
+        return self._backward is not None and self._backward[1] is backward
 
     def before_backward(self, loss: torch.Tensor) -> None:
         first, self._stepped = self._stepped, False

@@ -12,7 +12,9 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from gradscope.capture.describe import Description
+from gradscope.capture.ensemble import Ensemble
 from gradscope.capture.frames import FrameMaker
+from gradscope.capture.graph import reaches
 from gradscope.capture.modules import ModuleProbe
 from gradscope.capture.parameters import ParameterProbe
 from gradscope.capture.pulses import PulseMaker
@@ -63,20 +65,22 @@ class Watch:
         self._pulses = PulseMaker(self._mailbox, self._take_pulse)
         self._description = Description(info)
         self._sampling = False
+        self._pulsing = True  # whether this step's loss and norm are taken
+        self._uncounted = (0.0, 0.0)  # seconds, and gradscope's own, of finished steps that no pulse told of yet
         self._graphs_read = 0
         self._samples = 0
         self._step = 0
         self._own_seconds = 0.0
         self._last_end = perf_counter()
-        self._stepped: list[int] = []  # own optimizers that have stepped since the last finished step
-        self._stepping: frozenset[str] = frozenset()  # the parameters that they hold
-        self._companions: dict[int, frozenset[int]] = {}  # optimizers that step after this one without a backward between
+        self._ensemble = Ensemble()
         # How many tensors each optimizer holds, and which of them are ours.
         self._owned: weakref.WeakKeyDictionary[Optimizer, tuple[int, tuple[str, ...]]] = weakref.WeakKeyDictionary()
-        self._leader: int | None = None  # the optimizer that ended the last step
         self._told: RunInfo | None = None
         self._strange_steps = 0
         self._manual = False
+        self._begun = False  # whether the step has had a backward call
+        self._unstepped = 0  # backward calls since the last step, with those whose gradients were thrown away
+        self._in_closure = False  # whether the optimizer's step works out its own gradients
         self.alarmed = False
 
     # -- life
@@ -89,10 +93,17 @@ class Watch:
         """Take every hook off and hand over what is still on its way. Waits for the device."""
         LOOP.leave(self)
         self._modules.switch_off()
-        self.settle()
+        try:
+            self.settle()
+        finally:
+            self._parameters = None  # the model's memory is the user's again
+            self._modules.release()
 
     def settle(self) -> None:
         """Hand over everything that finished steps have shown. Waits for the device."""
+        if self._uncounted[0] > 0:
+            self._pulses.end_unseen(self._step - 1, *self._uncounted)
+            self._uncounted = (0.0, 0.0)
         self._pulses.flush()
         self._mailbox.drain()
 
@@ -103,40 +114,26 @@ class Watch:
     def owns_some_of(self, optimizer: Optimizer) -> bool:
         return bool(self._owned_by(optimizer))
 
-    def spend(self, seconds: float) -> None:
-        """Charge the current step with time that gradscope took elsewhere: rules, writing."""
-        self._own_seconds += seconds
-
     # -- what the loop tells
 
     def before_backward(self, loss: torch.Tensor, *, first: bool) -> None:
+        if not self._pulsing and not self._ensemble.playing:
+            self._pulses.count_backward(first=first)
+            return
         started = perf_counter()
         try:
-            if self._stepped and first:
-                self._learn_companions()
-            parameters = self._parameters_now()
-            if first:
-                self._pulses.restart()  # what came before another model's step was that model's loss
-            if self._sampling and first:
-                parameters.take_carried()
-                if not self._description.has_optimizer:  # none may come: then the step lies between two backward calls
-                    parameters.take_before()
-            ours = self._read_graph(loss) if self._reading_graph else True
-            self._pulses.backward(loss, ours=ours)
-            if self._pulses.backwards >= BACKWARDS_WITHOUT_STEP and not self._manual and not self._description.has_optimizer:
-                self._finish(learning_rate=float("nan"))
+            self._see_backward(loss, first=first)
         except Exception:
             self._guard()
         self._own_seconds += perf_counter() - started
 
     def before_step(self, optimizer: Optimizer) -> None:
+        if not self._pulsing:
+            return
         started = perf_counter()
         try:
-            names = self._owned_by(optimizer)
-            if (names or self._strange_steps >= STRANGE_STEPS - 1) and not self._stepped:
-                self._take_norm(optimizer)
-                if self._sampling:
-                    self._parameters_now().take_before()
+            if self._owned_by(optimizer) or self._strange_steps >= STRANGE_STEPS - 1:
+                self._see_step(optimizer)
         except Exception:
             self._guard()
         self._own_seconds += perf_counter() - started
@@ -145,24 +142,21 @@ class Watch:
         started = perf_counter()
         try:
             names = self._owned_by(optimizer)
-            if names:
-                self._after_own_step(optimizer, names, started)
-            else:
-                self._after_strange_step(optimizer, started)
+            ended = self._after_own_step(optimizer, names) if names else self._after_strange_step(optimizer)
+            self._own_seconds += perf_counter() - started
+            if ended:
+                self._finish(learning_rate=_learning_rate(optimizer), foreign=not names)
         except Exception:
             self._guard()
-            self._own_seconds += perf_counter() - started
 
     def manual_step(self) -> None:
         """The user says that a step has ended, in a loop with no ``torch.optim.Optimizer``."""
         started = perf_counter()
         try:
             parameters = self._parameters_now()
+            self._take_norm(parameters.tensors)
             if self._sampling:
-                if self._manual:
-                    parameters.take_gradients()
-                else:
-                    parameters.forget()
+                parameters.take_gradients()
             self._manual = True
             self._own_seconds += perf_counter() - started
             self._finish(learning_rate=float("nan"))
@@ -175,79 +169,110 @@ class Watch:
 
     # -- steps
 
-    def _after_own_step(self, optimizer: Optimizer, names: tuple[str, ...], started: float) -> None:
-        self._description.optimizer(optimizer, names, strangers=self._owned[optimizer][0] - len(names))
-        if not self._pulses.has_norm:  # the gradients came in a closure, inside the step
-            self._take_norm(optimizer)
-        late_companion = self._pulses.backwards == 0 and not self._stepped and self._last_of(optimizer)
-        self._own_seconds += perf_counter() - started
-        if late_companion:
-            return
-        self._stepped.append(id(optimizer))
-        self._stepping |= frozenset(names)
-        if self._companions.get(self._stepped[0], frozenset()) <= set(self._stepped):
-            self._finish(learning_rate=_learning_rate(optimizer))
+    def _see_backward(self, loss: torch.Tensor, *, first: bool) -> None:
+        if self._ensemble.playing and first:
+            self._ensemble.give_up()
+            self._finish(learning_rate=float("nan"))
+        parameters = self._parameters_now()
+        first = first or not self._begun or parameters.cleared  # with its gradients, an earlier loss was thrown away
+        self._begun = True
+        if first:
+            self._pulses.restart()  # what came before another model's step was that model's loss
+        if self._sampling and first:
+            parameters.take_carried()
+            if not self._description.has_optimizer:  # none may come: then the step lies between two backward calls
+                parameters.take_before()
+        ours = self._is_ours(loss)
+        self._pulses.backward(loss, ours=ours)
+        self._unstepped += ours
+        self._modules.keep_last |= self._pulses.loss_scale is not None
+        if self._unstepped >= BACKWARDS_WITHOUT_STEP and not self._manual and not self._description.has_optimizer:
+            self._finish(learning_rate=float("nan"))
 
-    def _take_norm(self, optimizer: Optimizer) -> None:
-        if self._sampling or self._governor.wants_norm(self._step):
-            started = perf_counter()
-            self._pulses.norm(self._parameters_now().gradient_norm(_tensors(optimizer)))
-            self._governor.norm_took(perf_counter() - started)
+    def _see_step(self, optimizer: Optimizer) -> None:
+        follows = self._ensemble.playing
+        self._in_closure = self._pulses.backwards == 0
+        if not follows:
+            self._pulses.norm(None)
+        if not self._in_closure:
+            self._take_norm(_tensors(optimizer))
+        if self._sampling and not follows:
+            self._parameters_now().take_before()
 
-    def _last_of(self, optimizer: Optimizer) -> bool:
-        """Whether this optimizer steps right behind the one that ended the last step: then it belongs to that step."""
-        leader = self._leader
-        if leader is None or leader == id(optimizer):
+    def _after_own_step(self, optimizer: Optimizer, names: tuple[str, ...]) -> bool:
+        """Whether the training's step has ended with this optimizer's."""
+        if self._pulsing:
+            self._description.optimizer(optimizer, names, strangers=self._owned[optimizer][0] - len(names))
+        if self._pulses.backwards == 0 and self._ensemble.comes_late(optimizer):
+            self._parameters_now().forget()  # the last step's frame was made before all of it had happened
             return False
-        self._companions[leader] = self._companions.get(leader, frozenset()) | {id(optimizer)}
-        return True
+        if self._pulsing and self._in_closure:
+            self._take_norm(_tensors(optimizer))
+            if self._sampling:
+                self._parameters_now().take_gradients()
+        return self._ensemble.add(optimizer, names)
 
-    def _learn_companions(self) -> None:
-        """A companion that was waited for did not come: end the step without it, and wait for it no more."""
-        self._companions[self._stepped[0]] = frozenset(self._stepped[1:])
-        self._finish(learning_rate=float("nan"))
-
-    def _after_strange_step(self, optimizer: Optimizer, started: float) -> None:
+    def _after_strange_step(self, optimizer: Optimizer) -> bool:
+        """Whether a step has ended that the watched model's own optimizer should have made."""
         others = [listener for listener in LOOP.listeners if isinstance(listener, Watch) and listener is not self]
-        if any(other.owns_some_of(optimizer) for other in others) or self._description.has_optimizer:
+        if self._description.has_optimizer or any(other.owns_some_of(optimizer) for other in others):
             self._description.share_process()
             if self._sampling and self._modules.gradient_seen:
                 self._modules.start_step()  # what ran so far was for the other step
-            return
+            return False
         self._strange_steps += 1
-        if self._strange_steps >= STRANGE_STEPS and self._pulses.backwards:
-            self._description.optimizer(optimizer, (), strangers=self._owned[optimizer][0])
-            self._own_seconds += perf_counter() - started
-            self._finish(learning_rate=_learning_rate(optimizer), foreign=True)
+        if self._strange_steps < STRANGE_STEPS or not self._pulses.backwards:
+            return False
+        self._description.optimizer(optimizer, (), strangers=self._owned[optimizer][0])
+        return True
+
+    def _take_norm(self, tensors: list[torch.Tensor]) -> None:
+        if self._sampling or self._governor.wants_norm(self._step):
+            started = perf_counter()
+            self._pulses.norm(self._parameters_now().gradient_norm(tensors))
+            self._governor.norm_took(perf_counter() - started)
 
     def _finish(self, *, learning_rate: float, foreign: bool = False) -> None:
         """The step is over: send off what it showed, and decide about the next."""
         started = perf_counter()
-        self._leader = self._stepped[0] if self._stepped else None
-        self._stepped = []
-        sampled = self._sampling
-        if sampled:
-            parameters = self._parameters_now()
-            if not parameters.has_gradients:
-                parameters.take_gradients()
-            parameters.take_after()
-            self._frames.make(self._step, parameters, self._stepping or {site.path for site in parameters.sites})
-            self._samples += 1
-        self._stepping = frozenset()
-        self._mailbox.poll()
+        if self._sampling:
+            self._make_frame()
+        self._ensemble.end_step()
         now = perf_counter()
         own = self._own_seconds + self._modules.seconds + self._modules.calls * HOOK_SECONDS + (now - started)
         seconds = now - self._last_end
-        self._pulses.end(self._step, learning_rate, seconds=seconds, own=own, sampled=sampled, foreign=foreign)
-        if self.info is not self._told:
-            self._told = self.info
-            self._sink.info(self.info)
+        self._uncounted = (self._uncounted[0] + seconds, self._uncounted[1] + own)
+        if self._pulsing:
+            self._end_pulse(self._step, learning_rate, foreign=foreign)
+        sampled_next = self._governor.after(self._step, seconds=seconds, own=own, sampled=self._sampling, pulsed=self._pulsing)
+        told = self._pulsing
         self._step += 1
         self._last_end = now
         self._own_seconds = 0.0
-        self._begin_step(sampled=self._governor.after(self._step - 1, seconds=seconds, own=own, sampled=sampled))
-        self._sink.step_done()
+        self._begin_step(sampled=sampled_next)
+        if told:
+            self._mailbox.poll()
+            self._sink.step_done()
         self._own_seconds += perf_counter() - now
+
+    def _make_frame(self) -> None:
+        parameters = self._parameters_now()
+        if not parameters.has_gradients:
+            parameters.take_gradients()
+        parameters.take_after()
+        stepped = self._ensemble.parameters or {site.path for site in parameters.sites}
+        self._frames.make(self._step, parameters, stepped, loss_scale=self._pulses.loss_scale)
+        self._samples += 1
+
+    def _end_pulse(self, step: int, learning_rate: float, *, foreign: bool) -> None:
+        seconds, own = self._uncounted
+        self._uncounted = (0.0, 0.0)
+        if self._unstepped >= BACKWARDS_WITHOUT_STEP and not self._description.has_optimizer:
+            self._pulses.backwards = self._unstepped
+        self._pulses.end(step, learning_rate, seconds=seconds, own=own, sampled=self._sampling, foreign=foreign)
+        if self.info is not self._told:
+            self._told = self.info
+            self._sink.info(self.info)
 
     def _begin_step(self, *, sampled: bool) -> None:
         model = self._model()
@@ -261,6 +286,9 @@ class Watch:
         if not sampled and self._parameters is not None:
             self._parameters.forget()
         self._sampling = sampled
+        self._begun = False
+        self._unstepped = 0
+        self._pulsing = sampled or self._governor.wants_pulse(self._step) or not self._description.has_optimizer
 
     # -- what is known
 
@@ -287,6 +315,13 @@ class Watch:
 
     def _reads_graph_next(self) -> bool:
         return self._samples < GRAPHS_DENSE or self._samples % GRAPHS_EVERY == 0
+
+    def _is_ours(self, loss: torch.Tensor) -> bool:
+        """Whether a loss reaches the model; where nothing else trains in the loop, only asked where the graph is read anyway."""
+        if self._reading_graph:
+            return self._read_graph(loss)
+        alone = len(LOOP.listeners) == 1 and not self.info.shared_process
+        return alone or loss.grad_fn is None or reaches(loss.grad_fn, self._parameters_now().ids)
 
     def _read_graph(self, loss: torch.Tensor) -> bool:
         """Read the graph of a loss; whether it reaches the model at all."""

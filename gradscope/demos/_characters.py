@@ -61,7 +61,7 @@ class Block(nn.Module):
 class CharacterGPT(nn.Module):
     """Predicts each next character of a text; GPT-2's layout and initialisation (Radford et al., 2019), small."""
 
-    def __init__(self, *, width: int = 64, heads: int = 4, depth: int = 4) -> None:
+    def __init__(self, *, width: int = 64, heads: int = 4, depth: int = 2) -> None:
         super().__init__()
         self.characters = nn.Embedding(CHARACTERS, width)
         self.positions = nn.Embedding(CONTEXT, width)

@@ -16,16 +16,17 @@ from gradscope.demos import Progress
 
 FEATURES = 32
 CLASSES = 10
+BATCH = 256
 
 
 def train_classifier(
     model: nn.Module, optimizer: torch.optim.Optimizer, logdir: Path, progress: Progress, *, steps: int
 ) -> gradscope.Report:
-    """Train on fresh batches of 64 points of ten classes that overlap little."""
+    """Train on fresh batches of points of ten classes that overlap little."""
     centres = torch.randn(CLASSES, FEATURES)
     with gradscope.attach(model, logdir) as scope:
         for _ in progress(steps):
-            points, labels = _batch(centres, 64)
+            points, labels = _batch(centres, BATCH)
             loss = functional.cross_entropy(model(points), labels)
             optimizer.zero_grad()
             loss.backward()

@@ -22,7 +22,7 @@ def train(logdir: Path, progress: Progress) -> gradscope.Report:
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=0.3)  # the fault: what keeps the scale is sqrt(2 / 128) = 0.125
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    return train_classifier(model, optimizer, logdir, progress, steps=200)
+    return train_classifier(model, optimizer, logdir, progress, steps=400)
 
 
 DEMO = Demo(

@@ -18,13 +18,13 @@ from gradscope.demos._classifier import train_classifier
 def train(logdir: Path, progress: Progress) -> gradscope.Report:
     hidden = [layer for _ in range(3) for layer in (nn.Linear(128, 128), nn.ReLU())]
     model = nn.Sequential(nn.Linear(FEATURES, 128), nn.ReLU(), *hidden, nn.Linear(128, CLASSES))
-    optimizer = torch.optim.SGD(model.parameters(), lr=5.0, momentum=0.9)  # the fault: 0.05 is right here
-    return train_classifier(model, optimizer, logdir, progress, steps=300)
+    optimizer = torch.optim.SGD(model.parameters(), lr=2.0, momentum=0.9)  # the fault: 0.05 trains well
+    return train_classifier(model, optimizer, logdir, progress, steps=400)
 
 
 DEMO = Demo(
     name="lr-too-high",
-    story="A classifier of five layers is trained with SGD and momentum at lr=5, a hundred times too high.",
+    story="A classifier of five layers is trained with SGD and momentum at lr=2, forty times too high.",
     expected="lr-too-high",
     train=train,
 )

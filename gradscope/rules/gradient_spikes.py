@@ -79,7 +79,7 @@ class GradientSpikes(Rule):
         norms = timeline.pulse("gradient_norm")
         known = np.flatnonzero(np.isfinite(norms))
         scores = spike_scores(norms[known])
-        spikes = (scores > self.score) | lasting(scores > self.repeated_score, least=2, window=5)
+        spikes = (scores > self.score) | _in_company(scores > self.repeated_score)
         if spikes.any():
             steps = timeline.pulse("step")[known].astype(np.int64)
             yield self._hit(timeline, steps, norms[known], scores, np.flatnonzero(spikes))
@@ -130,6 +130,12 @@ class GradientSpikes(Rule):
             return Severity.INFO
         habit = events >= self.events and not works(timeline)
         return Severity.WARNING if harmful or habit else Severity.INFO
+
+
+def _in_company(high: Mask) -> Mask:
+    """Where a step is high and another within five steps is, too: the first of a pair counts as well as the last."""
+    behind = lasting(high, least=2, window=5)
+    return behind | lasting(high[::-1], least=2, window=5)[::-1]
 
 
 def _between(steps: npt.NDArray[np.int64], first: int, last: int) -> Mask:

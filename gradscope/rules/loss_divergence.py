@@ -18,6 +18,7 @@ from gradscope.records import Severity
 from gradscope.rule import Rule
 from gradscope.timeline import Timeline
 from gradscope.trends import median_of
+from gradscope.trends import smoothed
 
 BOUNDED = ("cross_entropy", "nll", "bce", "bce_with_logits")  # kinds whose loss of the best constant is of the order of one
 STEADY_SIZE = 16  # elements that a loss is the mean over, from which on a single one tells where training is
@@ -124,7 +125,9 @@ class LossDivergence(Rule):
         norms = self._norms(timeline)[-count * width :].reshape(count, width)
         if not median_of(norms[-1]) > self.gradient_rise * median_of(norms[best]):
             return None
-        return _Rise(len(loss) - (count - best - 1) * width, low, now, late=True)
+        since = len(loss) - (count - best - 1) * width
+        high = smoothed(loss)[since:] > low + self.given_back * (now - low)
+        return _Rise(since + int(np.argmax(high)), low, now, late=True)
 
     def _norms(self, timeline: Timeline) -> npt.NDArray[np.float64]:
         return timeline.pulse("gradient_norm")[timeline.pulse("backwards") > 0]

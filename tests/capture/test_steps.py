@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -116,15 +117,14 @@ def test_nonfinite_losses_stand_as_they_are():
     model = mlp(4, 8, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     with watching(model) as seen:
-        for factor in (float("inf"), float("nan"), 1.0):
+        for factor in (float("inf"), float("nan")):
             optimizer.zero_grad()
             (model(torch.ones(3, 4)).square().mean() * factor).backward()
             optimizer.step()
     assert seen.field("loss")[0] == math.inf
     assert math.isnan(seen.field("loss")[1])
-    assert math.isfinite(seen.field("loss")[2])
-    assert seen.field("gradient_norm")[:2] == [math.inf, math.inf]
-    assert seen.field("backwards") == [1, 1, 1]
+    assert seen.field("gradient_norm") == [math.inf, math.inf]
+    assert seen.field("backwards") == [1, 1]
 
 
 def two_optimizers(model, steps, *, lr=0.05):
@@ -151,9 +151,8 @@ def test_two_optimizers_after_one_backward_are_one_step():
     for step in range(1, 6):
         frame = seen.frames[step]
         assert (frame.columns["update.ratio"] > 0).all()
-        assert not frame.columns["weight_gradient.carried"].any()
-        changes = frame.columns["update.outside_change"]
-        assert not changes[~torch.tensor(changes).isnan().numpy()].any(), step
+        for column in ("weight_gradient.carried", "update.outside_change"):
+            assert not np.nan_to_num(frame.columns[column]).any(), (column, step)
     assert seen.field("gradient_norm")[1:] == pytest.approx(norms[1:], rel=1e-5)
     assert [info.type for info in seen.facts.optimizers] == ["SGD", "Adam"]
 
@@ -172,8 +171,7 @@ def test_two_optimizers_with_a_backward_each_are_two_steps():
     assert seen.field("step") == list(range(6))
     assert seen.field("learning_rate") == [0.05, 0.01] * 3
     for frame in seen.frames[1:]:
-        changes = frame.columns["update.outside_change"]
-        assert not changes[~torch.tensor(changes).isnan().numpy()].any()
+        assert not np.nan_to_num(frame.columns["update.outside_change"]).any()
 
 
 def gan_losses(generator, discriminator, *, zero_discriminator_first=True):
@@ -214,8 +212,7 @@ def test_the_two_models_of_a_gan_each_have_their_own_steps_and_losses(every):
         for frame in seen.frames:
             assert (frame.columns["update.ratio"] > 0).all()
             for column in ("weight_gradient.carried", "update.outside_change"):
-                found = frame.columns[column]
-                assert not found[found == found].any(), column
+                assert not np.nan_to_num(frame.columns[column]).any(), column
     for frame in seen_d.frames:  # of its own step, not of the generator's pass through it
         assert seen_d.get("input.mean", "(input)") == pytest.approx(0, abs=4)
         assert (frame.columns["activation_gradient.rms"] > 0).all()
@@ -287,17 +284,23 @@ def test_closures_that_evaluate_several_times_are_one_step():
     x = torch.randn(8, 4)
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4, line_search_fn="strong_wolfe")
 
+    evaluated = []
+
     def closure():
         optimizer.zero_grad()
         loss = model(x).square().mean()
         loss.backward()
+        evaluated.append(loss.item())
         return loss
 
+    last = []
     with watching(model) as seen:
         for _ in range(3):
             optimizer.step(closure)
+            last.append(evaluated[-1])
+    assert len(evaluated) > 3
     assert seen.field("step") == [0, 1, 2]
-    assert min(seen.field("backwards")) > 1
+    assert seen.field("loss") == pytest.approx(last)  # the others' gradients were thrown away
 
 
 @pytest.mark.parametrize("every", [1, 2])
@@ -332,7 +335,7 @@ def test_under_a_grad_scaler_the_loss_is_the_unscaled_one_and_skipped_steps_are_
 def test_what_a_skipped_step_overflowed_is_not_the_next_steps(every):
     torch.manual_seed(0)
     model = mlp(4, 8, 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
     expected = []
     with watching(model, every=every) as seen:
@@ -417,6 +420,7 @@ def test_a_loop_that_never_steps_is_noted_after_a_hundred_backward_calls():
             model.zero_grad()
             model(torch.ones(8, 4)).square().mean().backward()
     assert seen.field("step") == [0, 1]
+    assert seen.field("loss") == pytest.approx([model(torch.ones(8, 4)).square().mean().item()] * 2)
     assert seen.field("backwards") == [100, 100]
     assert seen.facts.optimizers == ()
     for frame in seen.frames:

@@ -11,6 +11,7 @@ import pytest
 from gradscope.records import Hit
 from gradscope.records import Severity
 from gradscope.rules.init_too_large import InitTooLarge
+from gradscope.timeline import ACTIVATION_ENERGY
 from gradscope.timeline import Timeline
 from tests.timelines import Net
 from tests.timelines import Values
@@ -23,6 +24,7 @@ from tests.timelines import module
 from tests.timelines import poisoned
 
 DEEP = mlp(*[64] * 9)  # eight matrix layers
+TANH = mlp(*[64] * 9, activation="tanh", kind="Tanh")
 STUCK = {"loss": 100.0}
 BLOWN_UP = {"loss": lambda step: 100.0 if step < 3 else math.nan}
 
@@ -105,6 +107,32 @@ def test_with_a_batch_of_one_theory_stands_for_the_signal() -> None:
     columns = {**grown(DEEP, 5.8), "activation.signal": math.nan}
     (hit,) = hits(build(DEEP, columns=columns, pulses=STUCK))
     assert hit.evidence["decades_per_layer"] == pytest.approx(0.382, rel=1e-2)
+
+
+def saturated(share: float, *, rho: float = 25.0, **more: Any) -> list[Hit]:
+    """A tanh net with saturated activations at step 0 and a signal of the same size in all layers."""
+    of_relu = rho / ACTIVATION_ENERGY["tanh"] / 2  # what counts as rho behind a ReLU
+    columns = {**grown(TANH, of_relu, per_layer=0.0), "activation.saturated": share, **more.pop("columns", {})}
+    return hits(build(TANH, columns=columns, **{"pulses": STUCK, **more}))
+
+
+def test_activations_that_are_saturated_at_step_0_are_named() -> None:
+    (hit,) = saturated(0.84)
+    assert hit.evidence["saturated"] == pytest.approx(0.84)
+    assert hit.remedy.code is not None
+    assert "'layers.2': 0.2," in hit.remedy.code
+    assert not saturated(0.49)
+    assert not saturated(0.84, rho=1.9)
+
+
+def test_an_input_that_is_too_large_may_saturate_as_well() -> None:
+    assert not saturated(0.84, columns={"input.rms": 3.1})
+
+
+def test_saturation_that_training_overcomes_is_an_aside_unless_the_loss_began_far_too_high() -> None:
+    assert saturated(0.84, pulses={})[0].severity is Severity.INFO
+    high = {"loss": lambda step: 0.4 + 11 * math.exp(-step / 20)}
+    assert saturated(0.84, pulses=high)[0].severity is Severity.WARNING
 
 
 def test_only_step_0_shows_how_weights_were_initialised() -> None:

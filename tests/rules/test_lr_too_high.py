@@ -66,12 +66,13 @@ def test_a_jump_that_is_overcome_is_an_aside() -> None:
     assert run(lambda step: 10.0 if step == 1 else 1.4 * math.exp(-step / 30))[0].severity is Severity.INFO
 
 
-def test_a_hundredfold_jump_that_is_hardly_overcome_is_a_warning() -> None:
-    assert run(lambda step: 500.0 if step == 1 else (1.4 if step < 5 else 1.0))[0].severity is Severity.WARNING
+def test_a_jump_that_is_hardly_overcome_is_a_warning() -> None:
+    assert run(lambda step: 10.0 if step == 1 else (1.4 if step < 5 else 0.75))[0].severity is Severity.WARNING
+    assert run(lambda step: 10.0 if step == 1 else (1.4 if step < 5 else 0.65))[0].severity is Severity.INFO
 
 
 def test_a_loss_that_falls_from_the_jump_but_stays_at_the_constant_prediction_is_not_overcome() -> None:
-    assert run(lambda step: (15.0, 700.0)[step] if step < 2 else math.log(4))[0].severity is Severity.CRITICAL
+    assert run(lambda step: (13.0, 700.0)[step] if step < 2 else math.log(4))[0].severity is Severity.CRITICAL
 
 
 def test_nan_after_growth_is_named() -> None:
@@ -98,6 +99,11 @@ def test_gradients_that_are_not_cleared_are_another_cause() -> None:
 def test_steps_that_weight_decay_alone_makes_large_are_another_cause() -> None:
     decaying = OptimizerInfo("AdamW", 0.01, tuple(p.name for p in SMALL.parameters), 0, {"weight_decay": 20.0})
     assert not run(jump, rate=0.01, optimizers=(decaying,))
+
+
+def test_a_loss_far_above_a_constant_prediction_before_any_update_is_another_cause() -> None:
+    assert run(lambda step: 9.9 * math.log(4) if step == 0 else math.nan, ratio=2.0)
+    assert not run(lambda step: 10.1 * math.log(4) if step == 0 else math.nan, ratio=2.0)
 
 
 def test_an_outlier_after_steps_of_ordinary_size_is_left_alone() -> None:

@@ -64,6 +64,7 @@ class Fault:
     rules: tuple[str, ...]  # diagnoses that are right
     proof: Callable[[Outcome, Outcome], bool]  # of the faulty and the healthy: whether the fault did what it should
     falls_to: float = 0.7  # share of its start under which the twin's course has to end
+    lacks: str | None = None  # what gradscope would need to see this fault; it must not name a wrong one meanwhile
 
     @property
     def name(self) -> str:

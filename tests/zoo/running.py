@@ -13,32 +13,44 @@ import torch
 from torch import nn
 
 import gradscope
+from gradscope.diagnosis import chosen
+from gradscope.diagnosis import diagnose
+from gradscope.logdir.runs import RecordedRun
+from gradscope.logdir.runs import find_runs
+from gradscope.logdir.runs import read_run
 from gradscope.records import Finding
 from gradscope.records import RunReport
 from gradscope.records import Severity
+from gradscope.timeline import Timeline
 from tests.zoo.program import Outcome
 from tests.zoo.program import Watch
 
 CALIBRATION = (0, 1, 2)  # seeds that thresholds may be looked at with
 JUDGING = (100, 101, 102)  # seeds that only judge
+LOOKS = (1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 130, 200, 300, 450)  # steps after which a user might ask for a report
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One program's run as gradscope reported it, model by model."""
+    """One program's run as gradscope reports it, model by model."""
 
     outcome: Outcome
-    runs: tuple[RunReport, ...]
-    detected: int | None  # the step by which the first finding at warning or above was known; None where there was none
+    runs: tuple[RunReport, ...]  # at the end
+    looks: tuple[RunReport, ...]  # of all models, after each number of steps in LOOKS
 
     @property
     def alarms(self) -> tuple[Finding, ...]:
-        """Findings at warning or above."""
-        return tuple(finding for run in self.runs for finding in run.findings if finding.severity >= Severity.WARNING)
+        """Findings at warning or above, at the end or at any look before."""
+        return tuple(f for run in (*self.looks, *self.runs) for f in run.findings if f.severity >= Severity.WARNING)
 
     @property
     def diagnoses(self) -> tuple[str, ...]:
+        """What each model's report names at the end."""
         return tuple(run.diagnosis for run in self.runs if run.diagnosis)
+
+    def named_by(self, rules: tuple[str, ...]) -> int | None:
+        """Steps after which one of ``rules`` was the diagnosis for the first time, as far as LOOKS tells."""
+        return min((run.steps for run in (*self.looks, *self.runs) if run.diagnosis in rules), default=None)
 
 
 def alone(train: Callable[[Watch], Outcome], seed: int) -> Outcome:
@@ -47,23 +59,24 @@ def alone(train: Callable[[Watch], Outcome], seed: int) -> Outcome:
 
 
 def watched(train: Callable[[Watch], Outcome], seed: int, *, every: int | None) -> Seen:
-    """Run a program with each of its models attached, and take the reports at its end."""
-    scopes: list[gradscope.Scope] = []
-    steps: list[int] = []
+    """Run a program with each of its models attached, and judge what was recorded, at the end and on the way."""
+    with tempfile.TemporaryDirectory() as folder:
+        with ExitStack() as scopes:
 
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as open_scopes:
+            def watch(model: nn.Module, **options: Any) -> None:
+                scopes.enter_context(gradscope.attach(model, Path(folder), every=every, **options))
 
-        def watch(model: nn.Module, **options: Any) -> None:
-            scopes.append(gradscope.attach(model, Path(folder), every=every, on_finding=found, **options))
-            open_scopes.enter_context(scopes[-1])
+            outcome = _seeded(train, watch, seed)
+        recorded = [read_run(run) for run in find_runs(Path(folder))]
+    runs = tuple(_judged(run, None) for run in recorded)
+    looks = tuple(_judged(run, steps) for run in recorded for steps in LOOKS if steps < len(run.pulses))
+    return Seen(outcome, runs, looks)
 
-        def found(finding: Finding) -> None:
-            if finding.severity >= Severity.WARNING:
-                steps.append(scopes[0].report().runs[0].steps)
 
-        outcome = _seeded(train, watch, seed)
-        runs = tuple(run for scope in scopes for run in scope.report().runs)
-    return Seen(outcome, runs, min(steps, default=None))
+def _judged(run: RecordedRun, steps: int | None) -> RunReport:
+    """The report as it was after so many steps."""
+    frames = [frame for frame in run.frames if steps is None or frame.step < steps]
+    return diagnose(Timeline(run.info, frames, run.pulses[:steps]), chosen(None, None), run=run.name)
 
 
 def _seeded(train: Callable[[Watch], Outcome], watch: Watch, seed: int) -> Outcome:

@@ -77,10 +77,16 @@ def convnet_momentum_rate_2(watch: Watch, faulty: bool) -> Outcome:
     return fit(watch, model, data.batches(data.standardised(x), y, steps=150), F.cross_entropy, optimizer)
 
 
-def gpt_rate_without_warmup(watch: Watch, faulty: bool) -> Outcome:
+def gpt_rate_three_tenths(watch: Watch, faulty: bool) -> Outcome:
     model = GPT(data.vocabulary_size(), depth=3)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2 if faulty else 3e-3)
-    return fit(watch, model, data.characters(steps=200), F.cross_entropy, optimizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.3 if faulty else 3e-3)
+    return fit(watch, model, data.characters(steps=120), F.cross_entropy, optimizer)
+
+
+def gpt_rate_without_warmup(watch: Watch, faulty: bool) -> Outcome:
+    model = GPT(data.vocabulary_size(), width=64, depth=3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2 if faulty else 2e-3)
+    return fit(watch, model, data.characters(steps=120), F.cross_entropy, optimizer)
 
 
 def rate_tiny(watch: Watch, faulty: bool) -> Outcome:
@@ -100,7 +106,7 @@ def biases_far_below_zero(watch: Watch, faulty: bool) -> Outcome:
 
 
 def saturated_tanh(watch: Watch, faulty: bool) -> Outcome:
-    model = mlp(20, *[64] * 5, 10, activation=nn.Tanh)
+    model = mlp(20, *[64] * 8, 10, activation=nn.Tanh)
     drawn(model, std=1.0) if faulty else drawn(model, gain=XAVIER_TANH)
     return _classifier(watch, model, torch.optim.SGD, lr=0.05)
 
@@ -137,9 +143,8 @@ class Recurrence(nn.Module):
         super().__init__()
         self.cell = nn.RNN(4, 32, nonlinearity="relu", batch_first=True)
         self.head = nn.Linear(32, 4)
-        nn.init.orthogonal_(self.cell.weight_hh_l0)
         with torch.no_grad():
-            self.cell.weight_hh_l0.mul_(radius)
+            self.cell.weight_hh_l0.copy_(radius * torch.eye(32))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.cell(x)[0][:, -1])
@@ -148,9 +153,9 @@ class Recurrence(nn.Module):
 def recurrence_that_grows(watch: Watch, faulty: bool) -> Outcome:
     x = torch.randn(1500, 60, 4)
     y = x[:, -3:].sum(1).argmax(1)
-    model = Recurrence(radius=1.8 if faulty else 0.9)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    return fit(watch, model, data.batches(x, y, steps=150), F.cross_entropy, optimizer)
+    model = Recurrence(radius=1.2 if faulty else 0.8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return fit(watch, model, data.batches(x, y, steps=200), F.cross_entropy, optimizer)
 
 
 def outlier_in_a_batch(watch: Watch, faulty: bool) -> Outcome:
@@ -165,7 +170,7 @@ def outlier_in_a_batch(watch: Watch, faulty: bool) -> Outcome:
             yield inputs, labels
 
     model = he(mlp(20, 64, 64, 10))
-    return fit(watch, model, batches(), F.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.05))
+    return fit(watch, model, batches(), F.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9))
 
 
 def labels_at_random(watch: Watch, faulty: bool) -> Outcome:
@@ -175,7 +180,7 @@ def labels_at_random(watch: Watch, faulty: bool) -> Outcome:
         for inputs, labels in data.batches(x, y, steps=350):
             yield inputs, torch.randint_like(labels, data.CLASSES) if faulty else labels
 
-    model = he(mlp(20, 64, 64, 10))
+    model = mlp(20, 64, 64, 10)
     return fit(watch, model, batches(), F.cross_entropy, torch.optim.Adam(model.parameters(), lr=1e-3))
 
 
@@ -209,14 +214,15 @@ FAULTS = (
     Fault(sgd_rate_3, ("lr-too-high",), _learned_nothing),
     Fault(adam_rate_tenth, ("lr-too-high",), _worse(3)),
     Fault(convnet_momentum_rate_2, ("lr-too-high",), _worse(3)),
-    Fault(gpt_rate_without_warmup, ("lr-too-high",), _worse(1.2)),
+    Fault(gpt_rate_three_tenths, ("lr-too-high",), _worse(1.2)),
+    Fault(gpt_rate_without_warmup, ("lr-too-high",), _worse(1.2), lacks="a probe that looks along the step"),
     Fault(rate_tiny, ("lr-too-low",), _learned_nothing),
-    Fault(sigmoid_in_ten_layers, ("vanishing-gradients",), _learned_nothing),
+    Fault(sigmoid_in_ten_layers, ("vanishing-gradients", "init-too-small"), _learned_nothing),
     Fault(biases_far_below_zero, ("dead-units",), _learned_nothing),
     Fault(saturated_tanh, ("saturated-units", "init-too-large"), _worse(2)),
     Fault(nan_in_a_batch, ("nonfinite-origin",), lambda fault, twin: math.isnan(fault.end)),
     Fault(logarithm_of_zero, ("nonfinite-origin",), lambda fault, twin: not math.isfinite(fault.end)),
-    Fault(recurrence_that_grows, ("exploding-gradients", "recurrent-explosion"), lambda fault, twin: not math.isfinite(fault.end)),
+    Fault(recurrence_that_grows, ("recurrent-explosion", "exploding-gradients", "nonfinite-gradients"), lambda fault, twin: not math.isfinite(fault.end)),
     Fault(outlier_in_a_batch, ("gradient-spikes",), lambda fault, twin: max(fault.course[60:63]) > 10 * max(twin.course[60:63])),
     Fault(labels_at_random, ("loss-plateau",), _learned_nothing),
 )
