@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -17,6 +18,7 @@ Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
 LEAST_BLOCKS = 6  # residual blocks from which a slope over depth says something
+ALIKE = 0.05  # how far factors may lie apart that a remedy gives together
 
 
 def begins_at_zero(timeline: Timeline) -> bool:
@@ -104,13 +106,20 @@ def init_remedy(growth: InitGrowth) -> Remedy:
     """Rescale each layer's initial weights by 1 / sqrt(rho)."""
     factors = {path: 1 / math.sqrt(rho) for path, rho in growth.rhos.items()}
     middle = float(np.median(list(factors.values())))
-    lines = "\n".join(f"    {path!r}: {factor:.4g}," for path, factor in factors.items())
     return Remedy(
         f"Multiply each layer's initial weights by 1/sqrt(rho), {middle:.3g} in the median layer, or initialise them with "
         "nn.init.kaiming_normal_ and the nonlinearity that follows.",
-        f"factors = {{  # 1 / sqrt(rho)\n{lines}\n}}\nwith torch.no_grad():  # directly after the model is made\n"
+        f"factors = {_table(factors, middle)}  # 1 / sqrt(rho)\nwith torch.no_grad():  # directly after the model is made\n"
         "    for name, factor in factors.items():\n        model.get_submodule(name).weight.mul_(factor)",
     )
+
+
+def _table(factors: Mapping[str, float], middle: float) -> str:
+    """The factors as Python, those that agree with the median to 5 % given together."""
+    alike = [path for path, factor in factors.items() if abs(factor / middle - 1) <= ALIKE]
+    apart = {path: float(f"{factor:.4g}") for path, factor in factors.items() if path not in alike}
+    together = f"dict.fromkeys({alike}, {middle:.4g})"
+    return f"{together} | {apart}" if apart and alike else (together if alike else str(apart))
 
 
 def decades(values: npt.NDArray[np.floating]) -> Floats:

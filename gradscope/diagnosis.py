@@ -62,11 +62,19 @@ class _Claim:
     def is_serious(self) -> bool:
         return self.hit.severity >= Severity.WARNING
 
+    @property
+    def is_broken_contract(self) -> bool:
+        return self.is_cause and self.hit.strength >= CONTRACT_STRENGTH
+
     def explains(self, other: _Claim) -> bool:
-        """Whether ``other`` comes of this: not where it was there before, and an aside does not explain a disaster."""
-        named = self.is_cause and other is not self and other.rule.name in self.rule.explains
+        """Whether ``other`` comes of this: not where it was there before.
+
+        An aside does not explain a disaster, and nothing short of a broken contract explains another one away.
+        """
+        named = other is not self and other.rule.name in self.rule.explains
         in_time = self.hit.first_step <= other.hit.first_step + ONSET_SLACK
-        return named and in_time and (self.is_serious or not other.is_serious)
+        as_grave = self.is_serious or not other.is_serious
+        return named and in_time and as_grave and (self.is_broken_contract or not other.is_broken_contract)
 
 
 def diagnose(timeline: Timeline, rules: Sequence[Rule], *, run: str = ".", damage: tuple[str, ...] = ()) -> RunReport:
@@ -146,7 +154,7 @@ def _confidences(claims: list[_Claim], explained: set[_Claim]) -> dict[_Claim, f
     standing = [claim for claim in claims if claim.is_cause and claim not in explained]
     support = {claim: sum(claim.explains(other) and not other.is_cause for other in claims) for claim in standing}
     weights = {claim: math.exp(claim.hit.strength + SUPPORT * support.get(claim, 0)) for claim in claims}
-    rivals = [claim for claim in standing if claim.is_serious and claim.hit.strength < CONTRACT_STRENGTH]
+    rivals = [claim for claim in standing if claim.is_serious and not claim.is_broken_contract]
     unknown = math.exp(UNKNOWN_STRENGTH)
     contested = unknown + sum(weights[claim] for claim in rivals)
     return {claim: weight / (contested if claim in rivals else unknown + weight) for claim, weight in weights.items()}

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Mapping
+from functools import partial
 from itertools import chain
 from itertools import count
 from pathlib import Path
@@ -15,14 +16,13 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from gradscope.curves import Curves
 from gradscope.failures import warn
 from gradscope.logdir.recorder import Recorder
 from gradscope.logdir.runs import SUBRUN
 from gradscope.records import PULSE_FIELDS
-from gradscope.records import Array
 from gradscope.records import Frame
 from gradscope.records import RunInfo
-from gradscope.trends import median_of
 
 FLUSH_SECONDS = 2.0  # what ``kill -9`` may cost at most, in pulses
 _MOST_WAITING = 512
@@ -49,7 +49,7 @@ class Archive:
         self._numbers = array("d")  # the pulses, row after row
         self._written = 0  # rows on the disk
         self._flushed = monotonic()
-        self._waiting: Frame | None = None  # until its step's pulse is there
+        self._curves = Curves()
         self._extra: dict[str, float] = {}
         self.frames: list[Frame] = []
 
@@ -68,6 +68,7 @@ class Archive:
         return np.array(self._numbers, dtype=np.float64).reshape(-1, len(PULSE_FIELDS))
 
     def info(self, info: RunInfo) -> None:
+        self._curves.learn(info)
         self._try(lambda recorder: recorder.info(info))
 
     def observe(self, scalars: Mapping[str, float]) -> None:
@@ -75,37 +76,26 @@ class Archive:
         self._extra.update({f"gradscope/observed/{name}": float(value) for name, value in scalars.items()})
 
     def frame(self, frame: Frame) -> None:
-        self._write_waiting({})
         self.frames.append(frame)
-        self._waiting = frame
+        self._try(lambda recorder: recorder.frame(frame, {**self._curves.of_frame(frame), **self._extra}))
 
     def pulse(self, row: tuple[float, ...]) -> None:
         self._numbers.extend(row)
-        if self._waiting is not None and row[0] >= self._waiting.step:
-            self._write_waiting(dict(zip(PULSE_FIELDS, row, strict=True)))
         waiting = len(self._numbers) // len(PULSE_FIELDS) - self._written
         if waiting >= _MOST_WAITING or monotonic() - self._flushed > FLUSH_SECONDS:
-            self._write_pulses()
-
-    def _write_waiting(self, pulse: Mapping[str, float]) -> None:
-        frame, self._waiting = self._waiting, None
-        if frame is not None:
-            scalars = {**scalars_of(frame, pulse), **self._extra}
-            self._try(lambda recorder: recorder.frame(frame, scalars))
-
-    def _write_pulses(self) -> None:
-        rows = self.pulses[self._written :]
-        self._written += len(rows)
-        self._flushed = monotonic()
-        self._try(lambda recorder: recorder.pulses(rows))
+            self.flush()
 
     def text(self, markdown: str, step: int) -> None:
         self._try(lambda recorder: recorder.text(markdown, step))
 
     def flush(self) -> None:
-        """Write what is still only in memory."""
-        self._write_waiting({})
-        self._write_pulses()
+        """Write the pulses that are still only in memory, and the points of their curves."""
+        rows = self.pulses[self._written :]
+        self._written += len(rows)
+        self._flushed = monotonic()
+        self._try(lambda recorder: recorder.pulses(rows))
+        for step, points in self._curves.of_pulses(rows):
+            self._try(partial(_write_points, step=step, points=points))
 
     def close(self) -> None:
         self.flush()
@@ -127,37 +117,5 @@ class Archive:
             )
 
 
-def scalars_of(frame: Frame, pulse: Mapping[str, float]) -> dict[str, float]:
-    """The few curves that TensorBoard's own Scalars dashboard shows of a frame."""
-    ratios = frame.columns["update.ratio"]
-    scalars = {f"gradscope/{field}": pulse[field] for field in ("loss", "gradient_norm", "learning_rate") if field in pulse}
-    scalars["gradscope/update_ratio_median"] = median_of(ratios)
-    scalars["gradscope/update_ratio_max"] = _largest(ratios)
-    for kind, label in (("activation", "activation_rms"), ("activation_gradient", "gradient_rms")):
-        for place, value in _over_depth(frame.columns[f"{kind}.rms"]).items():
-            scalars[f"gradscope/{label}_{place}"] = value
-    scalars["gradscope/dead_share_max"] = _largest(_inactive_share(frame))
-    scalars["gradscope/saturated_share_max"] = _largest(frame.columns["activation.saturated"])
-    scalars["gradscope/nonfinite"] = _largest(frame.columns["activation.nonfinite"])
-    if pulse.get("seconds", 0.0) > pulse.get("own_seconds", 0.0):
-        scalars["gradscope/overhead"] = pulse["own_seconds"] / (pulse["seconds"] - pulse["own_seconds"])
-    return {tag: value for tag, value in scalars.items() if not np.isnan(value) or tag == "gradscope/loss"}
-
-
-def _over_depth(values: Array) -> dict[str, float]:
-    seen = values[~np.isnan(values)]
-    return {"first": float(seen[0]), "middle": float(seen[len(seen) // 2]), "last": float(seen[-1])} if len(seen) else {}
-
-
-def _inactive_share(frame: Frame) -> Array:
-    """Share of each site's sampled units with no element above zero in this frame."""
-    low, high = frame.columns["activation.active_low"], frame.columns["activation.active_high"]
-    seen = ~np.isnan(low)
-    bits = np.nan_to_num(low).astype(np.int64) | (np.nan_to_num(high).astype(np.int64) << 16)
-    active = ((bits[:, None] >> np.arange(32)) & 1).sum(axis=1)
-    return np.where(seen, 1 - active / 32, np.nan).astype(np.float32)
-
-
-def _largest(values: Array) -> float:
-    seen = values[~np.isnan(values)]
-    return float(seen.max()) if len(seen) else float("nan")
+def _write_points(recorder: Recorder, step: int, points: Mapping[str, float]) -> None:
+    recorder.scalars(step, points)

@@ -251,7 +251,7 @@ def _say_failed(when: str, error: BaseException | None) -> None:
 
 
 def _check_cadence(budget: object, every: object) -> None:
-    if isinstance(budget, bool) or not isinstance(budget, Real) or not 0 < budget <= 1:
+    if isinstance(budget, bool) or not isinstance(budget, Real) or not 0 < float(budget) <= 1:
         raise ValueError(
             f"budget is the share of the step time that watching may take, above 0 and at most 1; found {budget!r}."
         )

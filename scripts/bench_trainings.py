@@ -82,8 +82,8 @@ def lstm() -> Training:
 
 CASES = {
     "mlp": Case("MLP", mlp, stretch=20, rounds=60),
-    "gpt": Case("GPT", gpt, stretch=1, rounds=60),
-    "resnet": Case("ResNet-18", resnet, stretch=1, rounds=60),
+    "gpt": Case("GPT", gpt, stretch=1, rounds=50),
+    "resnet": Case("ResNet-18", resnet, stretch=1, rounds=50),
     "lstm": Case("LSTM", lstm, stretch=5, rounds=60),
 }
 
@@ -171,7 +171,16 @@ class _ResNet(nn.Sequential):
     """ResNet-18 for 32 x 32 pixels."""
 
     def __init__(self) -> None:
-        widths = ((64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2), (512, 512, 1))
+        widths = (
+            (64, 64, 1),
+            (64, 64, 1),
+            (64, 128, 2),
+            (128, 128, 1),
+            (128, 256, 2),
+            (256, 256, 1),
+            (256, 512, 2),
+            (512, 512, 1),
+        )
         stem = (nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True))
         blocks = (_Residual(*shape) for shape in widths)
         nn.Sequential.__init__(self, *stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))

@@ -105,10 +105,22 @@ def test_a_cause_explains_only_what_it_names():
 
 
 def test_a_cause_that_a_deeper_one_explains_is_not_on_top_however_sure():
-    report = judge(cause("shallow", "s", step=4, strength=CONTRACT), cause("deep", "shallow s", step=0), symptom("s", step=6))
+    shallow = cause("shallow", "s", step=4, strength=5.0)
+    report = judge(shallow, cause("deep", "shallow s", step=0, severity=WARNING), symptom("s", step=6))
     assert report.diagnosis == "deep"
     assert names(report) == ["deep", "shallow", "s"]
     assert explained_by(report, "deep") == ("shallow", "s")
+    assert judge(shallow, cause("guess", "shallow", strength=TREND)).diagnosis is None
+
+
+def test_a_broken_contract_is_explained_by_another_one_only():
+    broken = cause("contract", step=4, strength=CONTRACT)
+    report = judge(broken, cause("guess", "contract", step=0, strength=9.0))
+    assert report.diagnosis == "contract"
+    assert explained_by(report, "guess") == ()
+    assert judge(broken, cause("deep", "contract", step=0, strength=CONTRACT)).diagnosis == "deep"
+    certain = symptom("s", step=4, strength=CONTRACT)
+    assert explained_by(judge(certain, cause("guess", "s", strength=TREND)), "guess") == ("s",)
 
 
 def test_a_deeper_cause_that_came_later_is_not_deeper():
@@ -120,7 +132,7 @@ def test_a_deeper_cause_that_came_later_is_not_deeper():
 def test_each_hit_of_a_rule_is_explained_for_itself():
     report = judge(cause("c", "s", step=20), symptom("s", hit(2), hit(30)))
     assert [(finding.rule, finding.first_step) for finding in report.findings] == [("c", 20), ("s", 2), ("s", 30)]
-    early_and_late = cause("shallow", "", hit(2, strength=CONTRACT), hit(30, strength=CONTRACT))
+    early_and_late = cause("shallow", "", hit(2), hit(30))
     assert judge(cause("deep", "shallow", step=20, strength=TREND), early_and_late).diagnosis == "shallow"
 
 
@@ -158,7 +170,7 @@ def test_without_a_blow_up_a_cause_may_begin_at_any_time():
 def test_first_the_primary_cause_then_causes_then_symptoms_then_what_is_explained():
     report = judge(
         symptom("explained", step=3),
-        symptom("late", step=9, severity=WARNING),
+        symptom("late", step=9, severity=WARNING, strength=5.0),
         symptom("early", step=2, severity=WARNING),
         symptom("worst", step=30),
         cause("aside", severity=INFO),
@@ -213,8 +225,9 @@ def test_a_symptom_stands_also_where_a_cause_that_is_not_sure_explains_it():
 
 
 def test_the_worst_symptom_stands_and_of_these_the_first():
-    report = judge(symptom("mild", severity=WARNING), symptom("late", step=30), symptom("early", step=20))
-    assert report.diagnosis == "early"
+    mild, early, late = symptom("mild", severity=WARNING), symptom("early", step=20), symptom("late", step=30)
+    assert judge(mild, late, early).diagnosis == "early"
+    assert judge(mild, late, early, cause("guess", "early late", strength=TREND)).diagnosis == "early"
 
 
 def test_a_symptom_that_is_certain_needs_no_candidates():

@@ -297,6 +297,7 @@ def test_progress_is_a_falling_trend_or_a_new_minimum():
     lower_than_ever = [2.0] * 50 + [2.0, *[3.0] * 50, *[1.9] * 20, *[3.0] * 29]
     assert losing(*lower_than_ever).progressing
     assert not losing(*(max(value, 1.99) for value in lower_than_ever)).progressing
+    assert losing(2.0, *[3.0] * 50, *[1.9] * 20, *[3.0] * 29).progressing
 
 
 def test_progress_is_not_known_of_a_few_losses_or_of_broken_ones():

@@ -126,7 +126,8 @@ def _signal_of(x: torch.Tensor, batch: int) -> torch.Tensor:
     groups = x.view(-1, batch, ELEMENTS // batch)
     deviation = (groups - groups.mean(1, keepdim=True)).view(-1, ELEMENTS)
     scale: float = (batch / (batch - 1) / ELEMENTS) ** 0.5
-    return torch.linalg.vector_norm(deviation, 2, 1).mul_(scale)
+    norms: torch.Tensor = torch.linalg.vector_norm(deviation, 2, 1)
+    return norms.mul_(scale)
 
 
 def _histogram(x: torch.Tensor) -> torch.Tensor:

@@ -64,7 +64,6 @@ class _Samples:
             arena.clear()
 
     def forget(self) -> None:
-        """Drop the last step's samples: the step after it was not sampled."""
         self.after_last.clear()
         self.gradient_last.clear()
 
@@ -83,6 +82,7 @@ class ParameterProbe:
         self.sites = tuple(Site(t.name) for t in self._tracked)
         self._weight_norms: list[torch.Tensor] = []
         self._gradient_norms: list[torch.Tensor] = []
+        self._remembers = False  # the last sampled step
         self._norms_at_hand: dict[int, torch.Tensor] = {}  # by parameter, since the last global norm
         self._with_gradient: list[_Tracked] = []
 
@@ -186,11 +186,15 @@ class ParameterProbe:
             masks.append(np.array([arena.filled for arena in arenas], dtype=bool))
         for samples in self._by_device.values():
             samples.turn()
+        self._remembers = True
         return masks
 
     def forget(self) -> None:
-        for samples in self._by_device.values():
-            samples.forget()
+        """Drop the last step's samples: the step after it is not sampled."""
+        if self._remembers:
+            self._remembers = False
+            for samples in self._by_device.values():
+                samples.forget()
 
     def columns(self, tables: Sequence[Array], masks: Sequence[Mask]) -> dict[str, Array]:
         """The columns of kind weight, weight_gradient and update; float32 [parameters] each."""
@@ -256,7 +260,9 @@ def _piece(
     moved = norm(after - before, 2, 1)
     before_norm = norm(before, 2, 1)
     none = torch.zeros_like(moved)
-    carried_norm, same = (norm(carried, 2, 1), torch.eq(carried, gradient_last, out=work).mean(1)) if any_carried else (none, none)
+    carried_norm, same = (
+        (norm(carried, 2, 1), torch.eq(carried, gradient_last, out=work).mean(1)) if any_carried else (none, none)
+    )
     return torch.stack(
         [weight_spread, gradient_absmax, gradient_zero, gradient_spread, moved, before_norm, unchanged]
         + [*_outside(before, after_last, before_norm), carried_norm, same]
@@ -315,5 +321,3 @@ def _fits(gradient: torch.Tensor, tracked: _Tracked) -> bool:
     """Whether the parameter's offsets pick the same elements of its gradient."""
     same_layout = gradient.layout is torch.strided and gradient.stride() == tracked.parameter.stride()
     return same_layout and gradient.device == tracked.samples.device
-
-

@@ -99,6 +99,14 @@ class Recorder:
             else:
                 self._send(self._event)
 
+    def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Points of TensorBoard's scalar charts that belong to no frame."""
+        if self._writer.silent:
+            return
+        with self._lock:
+            self._begin_file()
+            self._write(step, [(scalar_value(tag, number), scalar_metadata) for tag, number in scalars.items()])
+
     def pulses(self, rows: npt.NDArray[np.float64]) -> None:
         """The pulses of some steps in order; [steps, len(PULSE_FIELDS)]."""
         if self._writer.silent or not len(rows):

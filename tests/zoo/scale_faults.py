@@ -77,12 +77,6 @@ def convnet_momentum_rate_2(watch: Watch, faulty: bool) -> Outcome:
     return fit(watch, model, data.batches(data.standardised(x), y, steps=150), F.cross_entropy, optimizer)
 
 
-def gpt_rate_three_tenths(watch: Watch, faulty: bool) -> Outcome:
-    model = GPT(data.vocabulary_size(), depth=3)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.3 if faulty else 3e-3)
-    return fit(watch, model, data.characters(steps=120), F.cross_entropy, optimizer)
-
-
 def gpt_rate_without_warmup(watch: Watch, faulty: bool) -> Outcome:
     model = GPT(data.vocabulary_size(), width=64, depth=3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2 if faulty else 2e-3)
@@ -214,7 +208,6 @@ FAULTS = (
     Fault(sgd_rate_3, ("lr-too-high",), _learned_nothing),
     Fault(adam_rate_tenth, ("lr-too-high",), _worse(3)),
     Fault(convnet_momentum_rate_2, ("lr-too-high",), _worse(3)),
-    Fault(gpt_rate_three_tenths, ("lr-too-high",), _worse(1.2)),
     Fault(gpt_rate_without_warmup, ("lr-too-high",), _worse(1.2), lacks="a probe that looks along the step"),
     Fault(rate_tiny, ("lr-too-low",), _learned_nothing),
     Fault(sigmoid_in_ten_layers, ("vanishing-gradients", "init-too-small"), _learned_nothing),
