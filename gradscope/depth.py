@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from gradscope.records import Remedy
 from gradscope.timeline import Timeline
+from gradscope.trends import row_medians
 from gradscope.trends import theil_sen
 
 Floats = npt.NDArray[np.float64]
@@ -137,19 +138,6 @@ def slopes(table: Floats) -> Floats:
     if table.shape[1] < 2:
         return np.full(len(table), np.nan)
     return row_medians((table[:, half:] - table[:, :-half]) / half)
-
-
-def row_medians(table: npt.NDArray[np.floating]) -> Floats:
-    """Median of the entries of each row that are not NaN; NaN where there is none. Infinity counts."""
-    if not table.size:
-        return np.full(len(table), np.nan)
-    ordered = np.sort(np.asarray(table, dtype=np.float64), axis=1)  # NaN goes last
-    count = np.count_nonzero(~np.isnan(ordered), axis=1)
-    rows = np.arange(len(ordered))
-    low = ordered[rows, np.maximum(count - 1, 0) // 2]
-    high = ordered[rows, np.minimum(count // 2, ordered.shape[1] - 1)]
-    middle = np.add(low, high, out=2 * low, where=np.isfinite(low) & np.isfinite(high)) / 2  # an infinite half stands alone
-    return np.where(count > 0, middle, np.nan)
 
 
 def step_sizes(timeline: Timeline) -> Floats:

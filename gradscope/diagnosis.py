@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import replace
@@ -28,6 +29,10 @@ LEAST_CONFIDENCE = 0.6  # below it no cause is named; the symptoms stand with ca
 ONSET_SLACK = 2  # steps by which a cause's numbers may trail what it explains: a step is judged at its end
 CERTAIN = 0.99  # from which a symptom says itself what is wrong, and needs no candidates
 MOST_CANDIDATES = 3
+
+# Families of causes by how often they were behind 52 real faulty programs (DeepFD, ICSE 2022): the learning rate in 17, the
+# loss in 16, the optimizer in 11, missing preprocessing in 9, the initialisation in 1.
+_USUAL = ("learning rate, optimizer", "loss wiring", "loop wiring", "normalisation", "gradient flow", "initialisation")
 
 
 class UnknownRule(ValueError):
@@ -71,7 +76,7 @@ class _Claim:
 
         An aside does not explain a disaster, and nothing short of a broken contract explains another one away.
         """
-        named = other is not self and other.rule.name in self.rule.explains
+        named = other.rule.name in self.rule.explains
         in_time = self.hit.first_step <= other.hit.first_step + ONSET_SLACK
         as_grave = self.is_serious or not other.is_serious
         return named and in_time and as_grave and (self.is_broken_contract or not other.is_broken_contract)
@@ -80,7 +85,7 @@ class _Claim:
 def diagnose(timeline: Timeline, rules: Sequence[Rule], *, run: str = ".", damage: tuple[str, ...] = ()) -> RunReport:
     """Judge a whole timeline. The same numbers give the same report, live or read from the disk."""
     claims, obstacles = _claims(timeline, rules)
-    findings, diagnosis = _judged(_in_time(claims, timeline.onset))
+    findings, diagnosis = _judged(_in_time(claims, timeline.onset), obstacles)
     profile_step, profile = _profile(timeline, {module for finding in findings for module in finding.modules})
     return RunReport(
         run=run,
@@ -123,7 +128,7 @@ def _in_time(claims: list[_Claim], onset: int | None) -> list[_Claim]:
     return [claim for claim in claims if not claim.is_cause or claim.hit.first_step <= onset + ONSET_SLACK]
 
 
-def _judged(claims: list[_Claim]) -> tuple[tuple[Finding, ...], str | None]:
+def _judged(claims: list[_Claim], obstacles: Mapping[str, str]) -> tuple[tuple[Finding, ...], str | None]:
     """The claims as findings, most important first, and the rule that the diagnosis names."""
     explained = {claim for claim in claims if any(other.explains(claim) for other in claims)}
     confidences = _confidences(claims, explained)
@@ -140,7 +145,7 @@ def _judged(claims: list[_Claim]) -> tuple[tuple[Finding, ...], str | None]:
     findings = [_finding(claim, claims, confidences[claim]) for claim in ranked]
     if primary is not None and not primary.is_cause and confidences[primary] < CERTAIN:
         at = ranked.index(primary)
-        evidence = {**findings[at].evidence, "candidates": _candidates(primary.rule.name, ranked)}
+        evidence = {**findings[at].evidence, "candidates": _candidates(primary.rule.name, ranked, obstacles)}
         findings[at] = replace(findings[at], evidence=evidence)
     return tuple(findings), primary.rule.name if primary is not None else None
 
@@ -185,11 +190,12 @@ def _finding(claim: _Claim, claims: list[_Claim], confidence: float) -> Finding:
     )
 
 
-def _candidates(symptom: str, ranked: list[_Claim]) -> list[str]:
-    """Causes that could be behind a symptom: those half shown first, then those in the catalogue."""
+def _candidates(symptom: str, ranked: list[_Claim], obstacles: Mapping[str, str]) -> list[str]:
+    """Causes that could be behind a symptom: those half shown, those that nobody could look for, then the usual ones first."""
     half_shown = [claim.rule.name for claim in ranked if symptom in claim.rule.explains]
-    possible = [rule.name for rule in all_rules() if symptom in rule.explains]
-    return list(dict.fromkeys([*half_shown, *possible]))[:MOST_CANDIDATES]
+    possible = [rule for rule in all_rules() if symptom in rule.explains]
+    possible.sort(key=lambda rule: (rule.name not in obstacles, (*_USUAL, rule.family).index(rule.family)))
+    return list(dict.fromkeys([*half_shown, *(rule.name for rule in possible)]))[:MOST_CANDIDATES]
 
 
 def _overhead(timeline: Timeline) -> float:

@@ -75,7 +75,9 @@ def attach(
     _check_pattern("exclude", exclude)
     _check_name(name)
     if on_finding is not None and not callable(on_finding):
-        raise TypeError(f"on_finding is called with each new finding; found a {type(on_finding).__name__}, which cannot be called.")
+        raise TypeError(
+            f"on_finding is called with each new finding; found a {type(on_finding).__name__}, which cannot be called."
+        )
     title = name or type(model).__name__
     info = RunInfo(
         name=title,

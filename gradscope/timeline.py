@@ -24,6 +24,7 @@ from gradscope.trends import falls
 from gradscope.trends import median_of
 from gradscope.trends import smoothed
 
+CREEP = 0.005  # share of the loss that a hundred steps take off it, below which it stands still
 FEW_TERMS = 8  # numbers that a loss is the mean of, below which it is noisy
 
 # E[f²] and E[f'²] for a standard normal pre-activation, by numeric integration; 1/sqrt(E[f²]) is the gain of He et al. 2015.
@@ -248,7 +249,10 @@ class Timeline:
             return False
         before = self.loss[:-100][np.isfinite(self.loss[:-100])]
         best = before.min() if len(before) else recent[0]
-        return falls(recent) or bool(smoothed(recent).min() < best - 0.01 * abs(best))
+        tenth = max(len(recent) // 10, 3)
+        fall = median_of(recent[:tenth]) - median_of(recent[-tenth:])
+        creeps = fall < CREEP * abs(median_of(recent[:tenth]))  # a trend, but not one that leads anywhere
+        return (falls(recent) and not creeps) or bool(smoothed(recent).min() < best - 0.01 * abs(best))
 
     @cached_property
     def converged(self) -> bool:
@@ -263,19 +267,23 @@ class Timeline:
     @cached_property
     def onset(self) -> int | None:
         """The step at which training blew up: not finite, or a loss that grew and never came back. None where it did not."""
-        broken = np.isinf(self.pulse("gradient_norm"))
-        candidates = [self._first_step(~np.isfinite(self.loss)), self._first_pulse(broken)]
-        if np.isfinite(self.first_loss) and not self.several_objectives:  # one player's loss may well rise
-            ceiling = self.first_loss + 2 * abs(self.first_loss) + 1e-12
-            if not self.last_loss <= ceiling:
-                candidates.append(self._first_step(~(self.loss <= ceiling)))
-        return min((step for step in candidates if step is not None), default=None)
+        infinite = self.pulse("step")[np.isinf(self.pulse("gradient_norm"))]
+        candidates = [*infinite[:1], *self.loss_steps[~np.isfinite(self.loss)][:1], *self._risen_for_good()]
+        return int(min(candidates)) if candidates else None
 
-    def _first_step(self, held: npt.NDArray[np.bool_]) -> int | None:
-        return int(self.loss_steps[np.argmax(held)]) if held.any() else None
-
-    def _first_pulse(self, held: npt.NDArray[np.bool_]) -> int | None:
-        return int(self.pulse("step")[np.argmax(held)]) if held.any() else None
+    def _risen_for_good(self) -> npt.NDArray[np.int64]:
+        """The step from which the loss stayed above three times its start, up to the end or to where it broke; else empty."""
+        broken = ~np.isfinite(self.loss)
+        losses = self.loss[: int(np.argmax(broken))] if broken.any() else self.loss
+        nowhere = self.loss_steps[:0]
+        if self.several_objectives or not len(losses) or not np.isfinite(self.first_loss):
+            return nowhere  # of several players one's loss may well rise
+        ceiling = self.first_loss + 2 * abs(self.first_loss) + 1e-12
+        at_end = median_of(losses[-1:] if broken.any() else losses[-5:])
+        if at_end <= ceiling or (self.noisy_loss and self.last_loss <= ceiling):
+            return nowhere
+        below = np.flatnonzero(losses <= ceiling)
+        return self.loss_steps[: len(losses)][below[-1] + 1 if len(below) else 0 :][:1]
 
     def site_names(self, kind: str) -> list[str]:
         return [site.name for site in self.schema.sites(kind)]

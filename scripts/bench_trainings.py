@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
+from torch.nn.functional import mse_loss
+from torch.nn.functional import scaled_dot_product_attention
 
 BATCHES = 8  # made beforehand and gone through in turn, so that no step pays for its data
 
@@ -34,7 +36,7 @@ class Training:
         while True:
             for inputs, target in self.batches:
                 loss = self.loss(self.model(inputs), target)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
                 self.optimizer.zero_grad()
                 yield loss
@@ -59,7 +61,7 @@ def mlp() -> Training:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     inputs = [torch.randn(256, width) for _ in range(BATCHES)]
     batches = [(x, (x[:, :1] * x[:, 1:2] + x[:, 2:3]) / 2**0.5) for x in inputs]
-    return Training(model, batches, F.mse_loss, torch.optim.Adam(model.parameters(), lr=3e-4))
+    return Training(model, batches, mse_loss, torch.optim.Adam(model.parameters(), lr=3e-4))
 
 
 def gpt() -> Training:
@@ -72,7 +74,7 @@ def resnet() -> Training:
     prototypes = torch.randn(10, 3, 32, 32)
     labels = [torch.randint(10, (4,)) for _ in range(BATCHES)]
     batches = [(prototypes[y] + torch.randn(4, 3, 32, 32), y) for y in labels]
-    return Training(model, batches, F.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9))
+    return Training(model, batches, cross_entropy, torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9))
 
 
 def lstm() -> Training:
@@ -97,7 +99,7 @@ def _text(*, rows: int, context: int) -> Batches:
 
 
 def _token_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(logits.flatten(0, 1), target.flatten())
+    return cross_entropy(logits.flatten(0, 1), target.flatten())
 
 
 class _Attention(nn.Module):
@@ -110,7 +112,7 @@ class _Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows, context, width = x.shape
         query, key, value = self.qkv(x).view(rows, context, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        mixed = scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.out(mixed.transpose(1, 2).reshape(rows, context, width))  # type: ignore[no-any-return]
 
 
@@ -171,18 +173,10 @@ class _ResNet(nn.Sequential):
     """ResNet-18 for 32 x 32 pixels."""
 
     def __init__(self) -> None:
-        widths = (
-            (64, 64, 1),
-            (64, 64, 1),
-            (64, 128, 2),
-            (128, 128, 1),
-            (128, 256, 2),
-            (256, 256, 1),
-            (256, 512, 2),
-            (512, 512, 1),
-        )
+        stages = ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2))
+        shapes = [shape for before, width, stride in stages for shape in ((before, width, stride), (width, width, 1))]
         stem = (nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True))
-        blocks = (_Residual(*shape) for shape in widths)
+        blocks = (_Residual(*shape) for shape in shapes)
         nn.Sequential.__init__(self, *stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 

@@ -1,4 +1,4 @@
-"""The ways to watch a training that scripts/bench compares, and the process that trains under one of them, stretch by stretch."""
+"""The ways to watch a training that scripts/bench compares, and the process that trains under one of them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from bench_trainings import CASES
 class Way(ABC):
     """A way to watch a model. Setting it up is not timed; all else is."""
 
-    def resume(self, pause: float) -> None:
+    def resume(self, pause: float) -> None:  # noqa: B027
         """The process goes on after others had their turns, for ``pause`` seconds. Not timed."""
 
-    def after_step(self) -> None:
+    def after_step(self) -> None:  # noqa: B027
         """What the user's loop does for it after each step."""
 
     @abstractmethod

@@ -13,7 +13,7 @@ from gradscope.depth import init_ratios
 from gradscope.depth import largest
 from gradscope.depth import one_digit
 from gradscope.depth import plain
-from gradscope.depth import row_medians
+from gradscope.trends import row_medians
 from gradscope.depth import slopes
 from gradscope.depth import step_sizes
 from tests.timelines import build

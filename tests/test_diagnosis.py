@@ -118,7 +118,9 @@ def test_a_broken_contract_is_explained_by_another_one_only():
     report = judge(broken, cause("guess", "contract", step=0, strength=9.0))
     assert report.diagnosis == "contract"
     assert explained_by(report, "guess") == ()
-    assert judge(broken, cause("deep", "contract", step=0, strength=CONTRACT)).diagnosis == "deep"
+    report = judge(broken, cause("deep", "contract", step=0, severity=WARNING, strength=CONTRACT))
+    assert report.diagnosis == "deep"
+    assert explained_by(report, "deep") == ("contract",)
     certain = symptom("s", step=4, strength=CONTRACT)
     assert explained_by(judge(certain, cause("guess", "s", strength=TREND)), "guess") == ("s",)
 
@@ -197,10 +199,13 @@ def test_of_two_broken_contracts_the_worse_is_on_top():
 
 
 def test_a_symptom_stands_with_candidates_where_no_cause_is_shown():
-    possible = [rule.name for rule in all_rules() if "dead-units" in rule.explains]
+    possible = {rule.name for rule in all_rules() if "dead-units" in rule.explains}
     report = judge(symptom("dead-units", strength=TREND))
     assert report.diagnosis == "dead-units"
-    assert report.findings[0].evidence == {"step": 0, "candidates": possible[:3]}
+    candidates = report.findings[0].evidence["candidates"]
+    assert len(candidates) == 3
+    assert possible.issuperset(candidates)
+    assert candidates[0] == "lr-too-high"  # the most usual of them
 
 
 def test_half_shown_causes_are_the_first_candidates_the_surer_first():

@@ -353,6 +353,15 @@ def test_a_loss_that_comes_back_was_no_onset_however_high_it_was():
     assert losing(1.0, 2.0, 50.0, *[3.1] * 20).onset == 2
 
 
+def test_the_onset_is_where_the_loss_left_for_good_not_where_it_first_jumped():
+    assert losing(1.0, 50.0, *[2.0] * 40, *[60.0] * 20).onset == 42
+    assert losing(1.0, 50.0, *[2.0] * 40, 60.0, 900.0, INF, INF).onset == 42
+
+
+def test_a_run_that_is_stopped_as_soon_as_it_blows_up_has_an_onset():
+    assert losing(*[1.0] * 500, 4.0, 40.0, 400.0, 4000.0).onset == 500
+
+
 def test_one_broken_loss_is_an_onset_though_training_goes_on():
     assert losing(1.0, 1.0, INF, *[0.5] * 20).onset == 2
 

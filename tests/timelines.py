@@ -226,3 +226,10 @@ def _pulse_rows(sampled: list[int], total: int, given: Mapping[str, Values]) -> 
     for field, values in {**PULSES, **given}.items():
         rows[:, PULSE_FIELDS.index(field)] = [values(step) for step in range(total)] if callable(values) else values
     return rows
+
+
+def factors_in(code: str) -> dict[str, float]:
+    """The table of factors that an initialisation's remedy begins with, as running it makes it."""
+    names: dict[str, dict[str, float]] = {}
+    exec(code.partition("\n")[0], names)
+    return names["factors"]

@@ -72,7 +72,9 @@ class Description:
         order = [parameter.name for parameter in self.info.parameters]
         all_reached = reached.union(old.reached)
         new = Wiring(
-            losses=tuple({_without_baseline(loss): loss for loss in (*read_losses(graph), *old.losses)}.values())[:_MOST_LOSSES],
+            losses=tuple({_without_baseline(loss): loss for loss in (*read_losses(graph), *old.losses)}.values())[
+                :_MOST_LOSSES
+            ],
             broadcasts=tuple(dict.fromkeys((*old.broadcasts, *read_broadcasts(graph))))[:_MOST_LOSSES],
             residual_additions=max(old.residual_additions, graph.residual_additions()),
             norms=max(old.norms, graph.norms()),

@@ -135,7 +135,9 @@ def _tables(
         for statistic in STATISTICS[part.kind]:
             columns[f"{part.kind}.{statistic}"][sites] = table[TENSOR_STATISTICS.index(statistic)][rows]
         if with_histograms:
-            shares = histograms.setdefault(part.kind, np.zeros((len(schema.sites(part.kind)), HISTOGRAM_BINS), dtype=np.float32))
+            shares = histograms.setdefault(
+                part.kind, np.zeros((len(schema.sites(part.kind)), HISTOGRAM_BINS), dtype=np.float32)
+            )
             shares[sites] = histogram[rows]
     return columns, histograms
 
@@ -158,5 +160,3 @@ def _unscale(columns: dict[str, Array], histograms: dict[str, Array], factor: fl
 def _filled(part: _Part) -> tuple[list[int], list[int]]:
     places = [(row, site) for row, site in part.places if part.filled[row]]
     return [row for row, _ in places], [site for _, site in places]
-
-

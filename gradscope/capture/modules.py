@@ -89,7 +89,9 @@ class ModuleProbe:
         self._last_version = -1
         self.slots: list[Slot] = []  # in execution order
         self.inputs: list[Slot] = []
-        self.keep_last = False  # sample the last forward pass of a step, not the first: what came before may have been thrown away
+        self.keep_last = (
+            False  # sample the last forward pass of a step, not the first: what came before may have been thrown away
+        )
         self.reading_graph = False  # whether to note which autograd node each output comes from
         self.seconds = 0.0  # spent in here since the last ``start_step``
         self.calls = 0  # hooks that fired since the last ``start_step``

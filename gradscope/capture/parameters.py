@@ -215,7 +215,7 @@ class ParameterProbe:
 
 
 def _norms(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Euclidean norm of each, float32. Squares are summed in float32 (float64 for float64), so past 1.8e19 they are infinite."""
+    """Euclidean norm of each, float32. Squares are summed in float32 (float64 for float64): past 1.8e19 they are infinite."""
     if not tensors:
         return []
     if any(tensor.dtype is torch.float64 for tensor in tensors):
@@ -260,17 +260,16 @@ def _piece(
     moved = norm(after - before, 2, 1)
     before_norm = norm(before, 2, 1)
     none = torch.zeros_like(moved)
-    carried_norm, same = (
-        (norm(carried, 2, 1), torch.eq(carried, gradient_last, out=work).mean(1)) if any_carried else (none, none)
-    )
-    return torch.stack(
-        [weight_spread, gradient_absmax, gradient_zero, gradient_spread, moved, before_norm, unchanged]
-        + [*_outside(before, after_last, before_norm), carried_norm, same]
-    )
+    carried_norm = norm(carried, 2, 1) if any_carried else none
+    same = torch.eq(carried, gradient_last, out=work).mean(1) if any_carried else none
+    outside, last_norm, factor, left = _outside(before, after_last, before_norm)
+    now = (weight_spread, gradient_absmax, gradient_zero, gradient_spread, moved, before_norm, unchanged)
+    since = (outside, last_norm, factor, left, carried_norm, same)
+    return torch.stack((*now, *since))
 
 
 def _outside(before: torch.Tensor, after_last: torch.Tensor, before_norm: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What happened to the weights since the last step: norms of the change and of what was, factor, norm of what it leaves over."""
+    """The weights since the last step: norms of their change and of what they were, factor, norm of what it leaves over."""
     if before.device.type == "cpu" and torch.equal(before, after_last):  # the rule, and elsewhere the question would wait
         none = torch.zeros_like(before_norm)
         return none, before_norm, torch.ones_like(before_norm), none

@@ -72,7 +72,9 @@ class PulseMaker:
 
     def observe(self, loss: float | torch.Tensor) -> None:
         self.backwards += 1
-        self._losses.append(loss.detach().clone() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss), device="cpu"))
+        self._losses.append(
+            loss.detach().clone() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss), device="cpu")
+        )
         self._factors.append(None)
 
     @property
@@ -90,7 +92,9 @@ class PulseMaker:
         """The step is over."""
         scalars = (step, learning_rate, seconds, own, self.backwards if self._losses else 0, float(sampled), float(foreign))
         self._finished.append(_Step(scalars, tuple(self._losses), tuple(self._factors), self._norm))
-        on_host = all(tensor.device.type == "cpu" for tensor in (*self._losses, *([self._norm] if self._norm is not None else [])))
+        on_host = all(
+            tensor.device.type == "cpu" for tensor in (*self._losses, *([self._norm] if self._norm is not None else []))
+        )
         self._losses, self._factors, self._norm, self.backwards = [], [], None, 0
         if on_host or sampled or len(self._finished) >= _BATCH_ELSEWHERE:
             self.flush()

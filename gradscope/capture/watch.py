@@ -52,7 +52,14 @@ class Watch:
     """Watches one model's training. Every method that the loop calls keeps its failures to itself: see ``guard``."""
 
     def __init__(
-        self, model: torch.nn.Module, info: RunInfo, sink: Sink, *, include: str | None, exclude: str | None, guard: Callable[[], None]
+        self,
+        model: torch.nn.Module,
+        info: RunInfo,
+        sink: Sink,
+        *,
+        include: str | None,
+        exclude: str | None,
+        guard: Callable[[], None],
     ) -> None:
         self._model = weakref.ref(model)
         self._sink = sink
@@ -349,5 +356,3 @@ def _learning_rate(optimizer: Optimizer) -> float:
     if any(isinstance(rate, torch.Tensor) and rate.device.type != "cpu" for rate in rates):
         return float("nan")
     return max((float(rate) for rate in rates), default=float("nan"))
-
-

@@ -12,7 +12,6 @@ import numpy as np
 
 from gradscope.depth import one_digit
 from gradscope.depth import plain
-from gradscope.depth import row_medians
 from gradscope.evidence import warming_up
 from gradscope.records import Hit
 from gradscope.records import Remedy
@@ -20,6 +19,7 @@ from gradscope.records import Severity
 from gradscope.rule import Rule
 from gradscope.timeline import Timeline
 from gradscope.trends import falls
+from gradscope.trends import row_medians
 
 
 @final

@@ -11,13 +11,13 @@ from typing import final
 import numpy as np
 
 from gradscope.depth import plain
-from gradscope.depth import row_medians
 from gradscope.evidence import gravity
 from gradscope.records import Hit
 from gradscope.records import Remedy
 from gradscope.records import Severity
 from gradscope.rule import Rule
 from gradscope.timeline import Timeline
+from gradscope.trends import row_medians
 
 
 @final

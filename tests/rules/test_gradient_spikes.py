@@ -49,6 +49,31 @@ def test_is_a_warning_where_the_loss_is_worse_afterwards() -> None:
     assert hit.severity is Severity.WARNING
 
 
+def test_takes_no_harm_where_the_training_converged_all_the_same() -> None:
+    def loss(step: int) -> float:
+        return 1.4 if step < 30 else (0.01 if step <= 60 else 0.02)
+
+    assert hits(spiking([60], pulses={"loss": loss}))[0].severity is Severity.INFO
+
+
+def test_norms_that_vary_by_themselves_hide_no_leap_above_all_of_them() -> None:
+    def varying(leap: float) -> Timeline:
+        norms = np.exp(1.5 * np.random.default_rng(0).standard_normal(150))
+        norms[60] = leap * norms[30:60].max()
+        return build(steps=(), total=150, pulses={"gradient_norm": lambda step: norms[step]})
+
+    assert not hits(varying(9.0))
+    (hit,) = hits(varying(11.0))
+    assert (hit.first_step, hit.last_step) == (60, 60)
+    assert hit.evidence["score"] < 6
+
+
+def test_of_two_high_steps_the_first_counts_as_well() -> None:
+    (hit,) = hits(spiking([60, 63], score=7.0))
+    assert (hit.first_step, hit.last_step) == (60, 63)
+    assert not hits(spiking([60, 66], score=7.0))
+
+
 def test_is_a_warning_where_the_training_blows_up() -> None:
     (hit,) = hits(spiking([60], pulses={"loss": lambda step: 1.0 if step <= 62 else math.nan}))
     assert hit.severity is Severity.WARNING

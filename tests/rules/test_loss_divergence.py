@@ -79,6 +79,7 @@ def test_going_back_late_with_growing_gradients_is_a_warning() -> None:
     (hit,) = hits(run(_late, total=300, gradient=lambda step: 1.0 if step < 200 else 5.0))
     assert hit.severity is Severity.WARNING and hit.evidence["late"]
     assert "its best level" in hit.message
+    assert 200 <= hit.first_step <= 204
 
 
 def test_going_back_late_with_the_same_gradients_is_not_meant() -> None:

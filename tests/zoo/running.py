@@ -39,9 +39,10 @@ class Seen:
     looks: tuple[RunReport, ...]  # of all models, after each number of steps in LOOKS
 
     @property
-    def alarms(self) -> tuple[Finding, ...]:
+    def alarms(self) -> tuple[tuple[RunReport, Finding], ...]:
         """Findings at warning or above, at the end or at any look before."""
-        return tuple(f for run in (*self.looks, *self.runs) for f in run.findings if f.severity >= Severity.WARNING)
+        reports = (*self.looks, *self.runs)
+        return tuple((run, finding) for run in reports for finding in run.findings if finding.severity >= Severity.WARNING)
 
     @property
     def diagnoses(self) -> tuple[str, ...]:
