@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 torch.set_num_threads(1)  # on models this small, threads only wait for one another
 
@@ -23,7 +24,7 @@ class Block(nn.Module):
     def forward(self, x):
         parts = self.qkv(self.norm1(x)).chunk(3, dim=-1)
         q, k, v = (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in parts)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=0.1 if self.training else 0.0)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=0.1 if self.training else 0.0)
         x = x + self.proj(mixed.transpose(1, 2).flatten(2))
         y = self.mlp(self.norm2(x))
         y += x
@@ -86,7 +87,7 @@ class Recurrent(nn.Module):
 
 
 def mlp(*widths):
-    layers = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+    layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
     return nn.Sequential(*[part for layer in layers[:-1] for part in (layer, nn.ReLU())], layers[-1])
 
 
@@ -95,12 +96,12 @@ def tokens(batch=4, length=8, vocabulary=17):
 
 
 def next_token_loss(model, batch):
-    return F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+    return nn.functional.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
 
 
 def classification_loss(model, batch):
     images, labels = batch
-    return F.cross_entropy(model(images), labels)
+    return nn.functional.cross_entropy(model(images), labels)
 
 
 def images(batch=4):

@@ -99,7 +99,8 @@ def test_the_default_logdir_is_tensorboards_habit(tmp_path, monkeypatch):
 
 def test_models_may_share_a_logdir(tmp_path):
     models = [nn.Linear(2, 2), nn.Linear(2, 2), nn.Bilinear(2, 2, 2), nn.Linear(2, 2)]
-    scopes = [gradscope.attach(model, tmp_path, name=name) for model, name in zip(models, (None, None, None, "critic"), strict=True)]
+    names = (None, None, None, "critic")
+    scopes = [gradscope.attach(model, tmp_path, name=name) for model, name in zip(models, names, strict=True)]
     for scope in scopes:
         assert scope.logdir == tmp_path
     for model in (models[0], models[3]):
@@ -297,10 +298,10 @@ def test_a_callback_that_raises_is_told_once_and_not_called_again(tmp_path):
 
 def test_a_logdir_that_cannot_be_written_costs_the_record_and_nothing_else(tmp_path):
     (tmp_path / "taken").write_text("a file in the way")
-    with pytest.warns(gradscope.GradscopeWarning) as caught:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         scope, parameters = trained(tmp_path / "taken")
         report = scope.report()
-        scope.close()
     (message,) = [str(w.message) for w in caught if issubclass(w.category, gradscope.GradscopeWarning)]
     assert message.startswith(f"Expected to write to {tmp_path / 'taken' / 'gradscope'}, found: ")
     assert message.endswith("[gradscope:logdir-unwritable]")

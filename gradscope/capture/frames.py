@@ -66,7 +66,8 @@ class FrameMaker:
     ) -> None:
         """Reduce the step's rows on their devices and send them off. The probes may start on the next step at once.
 
-        ``stepped`` are the parameters whose optimizer made the step; ``loss_scale`` is what a GradScaler multiplied the loss with.
+        ``stepped`` are the parameters whose optimizer made the step; ``loss_scale`` is what the loss was multiplied with last,
+        should that be a GradScaler's doing.
         """
         schema = self._schema = self._current_schema(parameters)
         with_histograms = self._made < HISTOGRAMS_DENSE or self._made % HISTOGRAMS_EVERY == 0

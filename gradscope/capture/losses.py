@@ -45,6 +45,9 @@ def _broadcasts(graph: Graph) -> Iterator[Broadcast]:
         source = next((i for i in blown_up.inputs if i is not None), None) if blown_up is not None else None
         if blown_up is None or source is None or source >= len(graph.nodes):
             continue
+        expanded = graph.nodes[source]  # l1_loss expands its operands before it subtracts them
+        if blown_up.name != "Expand" and expanded.name == "Expand" and expanded.inputs[0] is not None:
+            source = min(expanded.inputs[0], len(graph.nodes) - 1)
         operand, result = graph.nodes[source].shape, blown_up.shape
         if len(result) == 2 and result[0] == result[1] > 1 and operand in ((result[0], 1), (result[0],)):
             other = (result[0],) if operand == (result[0], 1) else (result[0], 1)

@@ -74,7 +74,6 @@ class Watch:
         self._sampling = False
         self._pulsing = True  # whether this step's loss and norm are taken
         self._uncounted = (0.0, 0.0)  # seconds, and gradscope's own, of finished steps that no pulse told of yet
-        self._graphs_read = 0
         self._samples = 0
         self._step = 0
         self._own_seconds = 0.0
@@ -242,6 +241,9 @@ class Watch:
     def _finish(self, *, learning_rate: float, foreign: bool = False) -> None:
         """The step is over: send off what it showed, and decide about the next."""
         started = perf_counter()
+        if self.info is not self._told:  # before the frame that it explains
+            self._told = self.info
+            self._sink.info(self.info)
         if self._sampling:
             self._make_frame()
         self._ensemble.end_step()
@@ -277,9 +279,6 @@ class Watch:
         if self._unstepped >= BACKWARDS_WITHOUT_STEP and not self._description.has_optimizer:
             self._pulses.backwards = self._unstepped
         self._pulses.end(step, learning_rate, seconds=seconds, own=own, sampled=self._sampling, foreign=foreign)
-        if self.info is not self._told:
-            self._told = self.info
-            self._sink.info(self.info)
 
     def _begin_step(self, *, sampled: bool) -> None:
         model = self._model()
@@ -324,7 +323,7 @@ class Watch:
         return self._samples < GRAPHS_DENSE or self._samples % GRAPHS_EVERY == 0
 
     def _is_ours(self, loss: torch.Tensor) -> bool:
-        """Whether a loss reaches the model; where nothing else trains in the loop, only asked where the graph is read anyway."""
+        """Whether a loss reaches the model; where nothing else trains in the loop, asked only where the graph is read."""
         if self._reading_graph:
             return self._read_graph(loss)
         alone = len(LOOP.listeners) == 1 and not self.info.shared_process

@@ -50,7 +50,8 @@ def _run(run: RunReport) -> Iterator[str]:
     first = words.primary(run)
     found = f": {name(first.rule)}" if first else ""
     yield f"## {words.headline(run).capitalize()}{found}"
-    yield " · ".join([name(run.run), *(prose(fact) for fact in words.facts(run, arrow=UNICODE.arrow))])
+    names = [] if run.run == "." else [name(run.run)]
+    yield " · ".join([*names, *(prose(fact) for fact in words.facts(run, arrow=UNICODE.arrow))])
     if first is not None:
         yield from _primary(first)
     if words.others(run):

@@ -66,7 +66,9 @@ class DeadUnits(Rule):
     ## Known false alarms
 
     Large pretrained models with ReLU have many units for rare inputs; where training works, a share of dead units is no
-    more than an aside.
+    more than an aside. So it is where several models or optimizers play against one another: there no loss says whether
+    training works, and the critic of a WGAN whose weights are clamped at 0.1 had more than half of a layer dead while its
+    generator learned. A layer that is dead as a whole is a warning all the same.
 
     ## References
 
@@ -149,7 +151,7 @@ class DeadUnits(Rule):
     def _hit(self, timeline: Timeline, dead: list[_Dead]) -> Hit:
         whole = [found for found in dead if found.share == 1.0]
         names = tuple(dict.fromkeys(found.module for found in dead))
-        works_all_the_same = works(timeline)
+        works_all_the_same = works(timeline) or timeline.several_objectives  # where several play, no loss tells
         severity = Severity.INFO if works_all_the_same else Severity.WARNING
         if whole:
             severity = Severity.WARNING if works_all_the_same else Severity.CRITICAL

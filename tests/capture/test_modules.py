@@ -323,7 +323,12 @@ def test_the_forward_pass_that_the_step_is_of_is_sampled():
 def test_include_and_exclude_choose_modules_and_not_parameters():
     model = nn.ModuleDict({"enc": nn.Linear(4, 4), "dec": nn.Linear(4, 4)})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for include, exclude, expected in ((r"^enc", None, ["enc"]), (None, "enc", ["dec"]), ("c$", "n|d", []), (None, None, ["enc", "dec"])):
+    for include, exclude, expected in (
+        (r"^enc", None, ["enc"]),
+        (None, "enc", ["dec"]),
+        ("c$", "n|d", []),
+        (None, None, ["enc", "dec"]),
+    ):
         with watching(model, include=include, exclude=exclude) as seen:
             model["dec"](model["enc"](torch.randn(3, 4))).sum().backward()
             optimizer.step()
@@ -336,9 +341,8 @@ def test_hooks_are_there_on_sampled_steps_only():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     hooks = torch.nn.modules.module._global_forward_hooks
     with watching(model, every=2):
-        found = []
-        for _ in range(4):
-            found.append((len(hooks), len(step(model, optimizer, torch.ones(3, 4))._backward_hooks or ())))
+        x = torch.ones(3, 4)
+        found = [(len(hooks), len(step(model, optimizer, x)._backward_hooks or ())) for _ in range(4)]
     assert found == [(1, 1), (0, 0)] * 2
     assert not hooks
 

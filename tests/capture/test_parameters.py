@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from tests.capture.watching import watching
 from tests.models import mlp
@@ -237,7 +236,7 @@ def test_tied_parameters_are_one_site_with_both_names():
     model = Tied()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with watching(model) as seen:
-        F.cross_entropy(model(torch.arange(8)), torch.arange(8)).backward()
+        nn.functional.cross_entropy(model(torch.arange(8)), torch.arange(8)).backward()
         optimizer.step()
     assert seen.sites("weight") == ["embed.weight"]
     assert [(p.name, p.tied) for p in seen.facts.parameters] == [("embed.weight", ("head.weight",))]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -28,7 +30,7 @@ def test_indices_are_different_where_there_are_enough(size, count):
 @pytest.mark.parametrize("size", [1 << 16, 50_000, 4097])
 def test_indices_fill_the_whole_evenly(size):
     found = sorted(spread(size, 1024).tolist())
-    gaps = [b - a for a, b in zip(found, found[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(found)]
     assert max(gaps) < 4 * size / 1024
     assert found[0] < 4 * size / 1024
     assert found[-1] > size - 4 * size / 1024

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from tests.capture.watching import watching
 from tests.models import mlp
@@ -71,13 +70,13 @@ def test_several_losses_by_several_backward_calls_and_by_a_sum():
     x = torch.randn(8, 4)
     with watching(model) as seen:
         out = model(x)
-        first, second = out.square().mean(), F.cross_entropy(out, torch.zeros(8, dtype=torch.long))
+        first, second = out.square().mean(), nn.functional.cross_entropy(out, torch.zeros(8, dtype=torch.long))
         first.backward(retain_graph=True)
         second.backward()
         optimizer.step()
         optimizer.zero_grad()
         out = model(x)
-        (out.square().mean() + F.cross_entropy(out, torch.zeros(8, dtype=torch.long))).backward()
+        (out.square().mean() + nn.functional.cross_entropy(out, torch.zeros(8, dtype=torch.long))).backward()
         optimizer.step()
     assert seen.field("loss") == pytest.approx([(first + second).item() / 2, (first + second).item()])
     assert seen.field("backwards") == [2, 1]
@@ -176,7 +175,7 @@ def test_two_optimizers_with_a_backward_each_are_two_steps():
 
 def gan_losses(generator, discriminator, *, zero_discriminator_first=True):
     """One step of both: the losses of each."""
-    bce = F.binary_cross_entropy_with_logits
+    bce = nn.functional.binary_cross_entropy_with_logits
     real, noise = torch.randn(16, 2) + 3, torch.randn(16, 4)
     ones, zeros = torch.ones(16, 1), torch.zeros(16, 1)
     yield bce(discriminator(real), ones) + bce(discriminator(generator(noise).detach()), zeros)
@@ -250,7 +249,9 @@ def test_an_unwatched_model_in_the_same_loop_is_none_of_ours():
     assert seen.field("step") == list(range(6))
     assert seen.field("loss") == pytest.approx(expected)
     assert seen.field("foreign") == [0] * 6
-    assert {name for info in seen.facts.optimizers for name in info.parameters} == {name for name, _ in model.named_parameters()}
+    assert {name for info in seen.facts.optimizers for name in info.parameters} == {
+        name for name, _ in model.named_parameters()
+    }
 
 
 def test_closures_show_loss_and_gradient_of_their_step():
@@ -383,7 +384,9 @@ def test_an_observed_loss_of_a_loop_without_backward():
     with watching(model) as seen:
         for step in range(3):
             loss = model(torch.randn(8, 4)).square().mean()
-            for parameter, gradient in zip(model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True):
+            for parameter, gradient in zip(
+                model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True
+            ):
                 parameter.grad = gradient
             seen.watch.observe_loss(float(step))
             optimizer.step()
@@ -471,7 +474,7 @@ def test_every_batch_of_a_data_loader():
         for _ in range(2):
             for x, y in torch.utils.data.DataLoader(data, batch_size=8, shuffle=True):
                 optimizer.zero_grad()
-                F.cross_entropy(model(x), y).backward()
+                nn.functional.cross_entropy(model(x), y).backward()
                 optimizer.step()
     assert seen.field("step") == list(range(6))  # the last batch of an epoch is smaller
     assert all((frame.columns["activation.rms"] > 0).all() for frame in seen.frames)
@@ -490,7 +493,9 @@ def test_parameters_that_come_to_the_optimizer_later():
     assert seen.get("update.ratio", "0.weight") > 0
 
 
-@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.NAdam, torch.optim.Rprop])
+@pytest.mark.parametrize(
+    "make", [torch.optim.Adam, torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.NAdam, torch.optim.Rprop]
+)
 def test_other_optimizers_step_too(make):
     model = mlp(4, 8, 2)
     with watching(model) as seen:

@@ -99,6 +99,11 @@ def test_where_training_works_some_dead_units_are_an_aside_and_a_dead_layer_a_wa
     assert run(0, pulses={})[0].severity is Severity.WARNING
 
 
+def test_where_several_play_no_loss_tells_and_some_dead_units_are_an_aside() -> None:
+    assert run(first(4), shared_process=True)[0].severity is Severity.INFO
+    assert run(0, shared_process=True)[0].severity is Severity.WARNING
+
+
 def test_only_a_relu_can_die() -> None:
     net = mlp(16, 32, 32, 4, activation="leaky_relu", kind="LeakyReLU")
     columns = {"activation.active_low": 0, "activation.active_high": 0}

@@ -1,0 +1,177 @@
+"""What the autograd graph tells: losses, broadcasts, reached parameters, followers, cuts."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from gradscope.capture.graph import Graph
+from gradscope.capture.graph import reaches
+from gradscope.capture.losses import read_broadcasts
+from gradscope.capture.losses import read_losses
+from tests.capture.watching import watching
+from tests.models import mlp
+
+X = torch.linspace(-1, 1, 40).view(8, 5)
+CLASSES = torch.arange(8) % 5
+TARGETS = torch.linspace(0, 1, 40).view(8, 5)
+
+
+def graph_of(loss):
+    return Graph(loss(nn.Linear(5, 5)(X)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind", "reduction", "producer"),
+    [
+        (lambda y: nn.functional.cross_entropy(y, CLASSES), "cross_entropy", "mean", None),
+        (lambda y: nn.functional.cross_entropy(y, CLASSES, reduction="sum"), "cross_entropy", "sum", None),
+        (lambda y: nn.functional.cross_entropy(y.softmax(-1), CLASSES), "cross_entropy", "mean", "softmax"),
+        (lambda y: nn.functional.cross_entropy(y.view(8, 5, 1), CLASSES.view(8, 1)), "cross_entropy", "mean", None),
+        (lambda y: nn.functional.nll_loss(torch.log(y.softmax(-1)), CLASSES), "nll", "mean", None),
+        (lambda y: nn.functional.mse_loss(y, TARGETS), "mse", "mean", None),
+        (lambda y: nn.functional.mse_loss(y.sigmoid(), TARGETS, reduction="sum"), "mse", "sum", "sigmoid"),
+        (lambda y: ((y - TARGETS) ** 2).mean(), "mse", "mean", None),
+        (lambda y: (TARGETS - y.tanh()).square().sum(), "mse", "sum", "tanh"),
+        (lambda y: (y - TARGETS).abs().mean(), "l1", "mean", None),
+        (lambda y: nn.functional.smooth_l1_loss(y, TARGETS), "smooth_l1", "mean", None),
+        (lambda y: nn.functional.huber_loss(y, TARGETS), "smooth_l1", "mean", None),
+        (lambda y: nn.functional.binary_cross_entropy(y.sigmoid(), TARGETS), "bce", "mean", "sigmoid"),
+        (lambda y: nn.functional.binary_cross_entropy_with_logits(y.sigmoid(), TARGETS), "bce_with_logits", "mean", "sigmoid"),
+        (lambda y: nn.functional.cross_entropy(y, CLASSES) / 4 + 0.01 * y.new_zeros(()), "cross_entropy", "mean", None),
+        (lambda y: y.cos().prod(), "other", None, None),
+    ],
+)
+def test_the_loss_is_recognised(loss, kind, reduction, producer):
+    (found,) = read_losses(graph_of(loss))
+    assert (found.kind, found.reduction, found.producer) == (kind, reduction, producer)
+
+
+def test_shapes_classes_and_the_best_constant_prediction():
+    (entropy,) = read_losses(graph_of(lambda y: nn.functional.cross_entropy(y, CLASSES)))
+    assert (entropy.input_shape, entropy.target_shape, entropy.classes) == ((8, 5), (8,), 5)
+    assert entropy.baseline == pytest.approx(math.log(5))
+    (square,) = read_losses(graph_of(lambda y: nn.functional.mse_loss(y, TARGETS)))
+    assert square.baseline == pytest.approx(TARGETS.var(correction=0).item())
+
+
+def test_several_losses_in_one_sum():
+    found = read_losses(graph_of(lambda y: nn.functional.cross_entropy(y, CLASSES) + nn.functional.mse_loss(y, TARGETS)))
+    assert {loss.kind for loss in found} == {"cross_entropy", "mse"}
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y: ((y[:, :1] - TARGETS[:, 0]) ** 2).mean(),
+        lambda y: ((TARGETS[:, 0] - y[:, :1]) ** 2).mean(),
+        lambda y: ((y[:, 0] - TARGETS[:, :1]) ** 2).mean(),
+        pytest.param(
+            lambda y: nn.functional.mse_loss(y[:, :1], TARGETS[:, 0]),
+            marks=pytest.mark.filterwarnings("ignore:Using a target size"),
+        ),
+        pytest.param(
+            lambda y: nn.functional.l1_loss(y[:, :1], TARGETS[:, 0]),
+            marks=pytest.mark.filterwarnings("ignore:Using a target size"),
+        ),
+    ],
+)
+def test_a_silent_broadcast_is_seen(loss):
+    (found,) = read_broadcasts(graph_of(loss))
+    assert found.result == (8, 8)
+    assert {found.left, found.right} == {(8, 1), (8,)}
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y: ((y - TARGETS) ** 2).mean(),
+        lambda y: ((y[:, 0] - TARGETS[:, 0]) ** 2).mean(),
+        lambda y: ((y - y.mean(0)) ** 2).mean(),
+        lambda y: nn.functional.cross_entropy(y, CLASSES),
+    ],
+)
+def test_meant_broadcasts_are_not(loss):
+    assert read_broadcasts(graph_of(loss)) == ()
+
+
+def test_reading_changes_nothing_that_a_checkpoint_packed():
+    model = nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5))
+    loss = checkpoint(lambda x: nn.functional.cross_entropy(model(x), CLASSES), X, use_reentrant=False)
+    before = model[1].running_mean.clone()
+    (found,) = read_losses(Graph(loss))
+    assert found.kind == "cross_entropy"
+    assert torch.equal(model[1].running_mean, before)
+    loss.backward()
+
+
+def test_a_graph_that_was_freed_or_changed_can_still_be_read():
+    loss = nn.functional.cross_entropy(nn.Linear(5, 5)(X), CLASSES)
+    loss.backward()
+    assert read_losses(Graph(loss))[0].kind == "cross_entropy"
+
+
+def test_reaches():
+    model, other = mlp(5, 4, 2), mlp(5, 4, 2)
+    loss = model(X).sum()
+    ids = {id(p) for p in model.parameters()}
+    assert reaches(loss.grad_fn, ids)
+    assert reaches(loss.grad_fn, {id(model[0].weight)})
+    assert not reaches(other(X).sum().grad_fn, ids)
+
+
+def facts(model, *, loss=lambda y: y.square().mean()):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watching(model) as seen:
+        loss(model(X)).backward()
+        optimizer.step()
+    return seen.facts
+
+
+def test_what_follows_each_layer():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm, self.b, self.c, self.d = (
+                nn.Linear(5, 5),
+                nn.BatchNorm1d(5),
+                nn.Linear(5, 5),
+                nn.Linear(5, 5),
+                nn.Linear(5, 5),
+            )
+
+        def forward(self, x):
+            x = nn.functional.relu(self.norm(self.a(x)))
+            x = x + torch.tanh(self.b(x))
+            return self.d(self.c(x))
+
+    found = facts(Model())
+    modules = {module.path: module for module in found.modules}
+    assert modules["a"].norm_follows
+    assert modules["a"].activation in (None, "relu")
+    assert modules["norm"].activation == "relu"
+    assert (modules["b"].activation, modules["b"].norm_follows) == ("tanh", False)
+    assert (modules["c"].activation, modules["c"].norm_follows) == (None, False)
+    assert found.wiring.norms == 1
+    assert found.wiring.residual_additions == 1
+
+
+def test_reached_parameters_and_where_the_graph_is_cut():
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 5)
+
+        def forward(self, x):
+            return self.c(self.b(self.a(x)).detach())
+
+    found = facts(Cut()).wiring
+    assert found.reached == ("c.weight", "c.bias")
+    assert found.cuts == (("b", "c"),)
+    whole = facts(mlp(5, 4, 3)).wiring
+    assert len(whole.reached) == 4
+    assert whole.cuts == ()
