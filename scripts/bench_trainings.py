@@ -83,10 +83,10 @@ def lstm() -> Training:
 
 
 CASES = {
-    "mlp": Case("MLP", mlp, stretch=20, rounds=60),
+    "mlp": Case("MLP", mlp, stretch=5, rounds=240),
     "gpt": Case("GPT", gpt, stretch=1, rounds=50),
     "resnet": Case("ResNet-18", resnet, stretch=1, rounds=50),
-    "lstm": Case("LSTM", lstm, stretch=5, rounds=60),
+    "lstm": Case("LSTM", lstm, stretch=2, rounds=100),
 }
 
 

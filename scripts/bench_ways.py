@@ -110,10 +110,10 @@ WAYS: dict[str, Callable[[torch.nn.Module, Path, torch.optim.Optimizer], Way]] =
 
 @dataclass(frozen=True)
 class Stretch:
-    """Some steps in one go: the wall-clock seconds of each, and the processor's seconds of all of them."""
+    """Some steps in one go: the seconds of each, by the clock on the wall and of the processor, over all of its threads."""
 
-    steps: tuple[float, ...]
-    processor: float
+    wall: tuple[float, ...]
+    processor: tuple[float, ...]
 
 
 def serve(case: str, way: str, core: int, seed: int, pipe: Connection) -> None:
@@ -129,14 +129,13 @@ def serve(case: str, way: str, core: int, seed: int, pipe: Connection) -> None:
         stopped = perf_counter()
         while count := pipe.recv():
             watching.resume(perf_counter() - stopped)
-            seconds = []
-            begun = process_time()
+            wall, processor = [], []
             for _ in range(count):
-                started = perf_counter()
+                started, begun = perf_counter(), process_time()
                 next(steps)
                 watching.after_step()
-                seconds.append(perf_counter() - started)
-            processor = process_time() - begun
+                processor.append(process_time() - begun)
+                wall.append(perf_counter() - started)
             stopped = perf_counter()
-            pipe.send(Stretch(tuple(seconds), processor))
+            pipe.send(Stretch(tuple(wall), tuple(processor)))
         pipe.send(watching.close())

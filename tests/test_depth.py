@@ -13,9 +13,9 @@ from gradscope.depth import init_ratios
 from gradscope.depth import largest
 from gradscope.depth import one_digit
 from gradscope.depth import plain
-from gradscope.trends import row_medians
 from gradscope.depth import slopes
 from gradscope.depth import step_sizes
+from gradscope.trends import row_medians
 from tests.timelines import build
 from tests.timelines import classification
 from tests.timelines import linear

@@ -45,7 +45,7 @@ class Arena:
         return row
 
     def gather(self, row: int, tensor: torch.Tensor, block: Block) -> None:
-        """Copy the block's elements of a detached strided tensor into a row: two or three small operations, no copy of it all."""
+        """Copy the block's elements of a detached strided tensor into a row: two or three operations, no layout copied."""
         flat = tensor.as_strided((block.extent,), (1,))
         if tensor.dtype is torch.float32:
             torch.index_select(flat, 0, block.index, out=self._rows[row])

@@ -35,6 +35,7 @@ MOST_CALLS = 4  # calls of one module in one forward pass that get sites of thei
 MOST_INPUTS = 4
 MOST_BLOCKS = 4096  # cached sets of offsets; sequence lengths that vary without end start it afresh
 
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # by vmap or grad of torch.func
 _last_dimension = frozenset({"linear", "embedding", "recurrent", "attention"})
 
 
@@ -297,8 +298,10 @@ def _new_row(arenas: dict[torch.device, Arena], device: torch.device) -> tuple[A
 
 
 def _can_be_sampled(tensor: torch.Tensor) -> bool:
-    plain = type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__ and not tensor.is_meta  # else it holds no values
-    if not plain or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    kind = type(tensor)
+    if kind is not torch.Tensor and kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return False  # a fake or distributed tensor, whose values are not here
+    if tensor.is_meta or _is_wrapped(tensor):
         return False
     return tensor.layout is torch.strided and tensor.is_floating_point() and tensor.numel() > 0
 

@@ -125,7 +125,7 @@ def _event_directories(logdir: Path, denied: list[Path]) -> Iterator[tuple[Path,
 
 def _identity(path: str) -> tuple[int, int] | None:
     try:
-        status = os.stat(path)
+        status = Path(path).stat()
     except OSError:
         return None  # removed while we look
     return status.st_dev, status.st_ino

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 
+import torch
+
 from gradscope.capture.watch import Watch
 from gradscope.records import PULSE_FIELDS
 from gradscope.records import RunInfo
@@ -62,3 +64,22 @@ def watching(model, *, every=1, include=None, exclude=None):
         seen.watch.stop()
     for error in seen.errors:
         raise error
+
+
+def step(model, optimizer, *inputs, **kwargs):
+    """One step of a usual loop; the model's output."""
+    optimizer.zero_grad()
+    out = model(*inputs, **kwargs)
+    loss = out if isinstance(out, torch.Tensor) and out.dim() == 0 else out.square().mean()
+    loss.backward()
+    optimizer.step()
+    return out
+
+
+def seen_of(model, *inputs, steps=1, **kwargs):
+    """What a watch sees of some steps on the same inputs."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watching(model) as seen:
+        for _ in range(steps):
+            step(model, optimizer, *inputs, **kwargs)
+    return seen

@@ -253,7 +253,7 @@ def test_after_a_failed_write_the_record_goes_on_complete(tmp_path):
     directory = tmp_path / "run"
     directory.write_text("a file where the directory should be")
     recorder = Recorder(directory)
-    with pytest.raises(OSError):
+    with pytest.raises(FileExistsError):
         recorder.frame(frame(0), SCALARS)
     directory.unlink()
     recorder.frame(frame(1), SCALARS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from tests.zoo import data
 from tests.zoo.models import GPT
@@ -22,7 +22,13 @@ from tests.zoo.program import fit
 
 def mlp_sgd(watch: Watch) -> Outcome:
     model = mlp(20, 64, 64, 10)
-    return fit(watch, model, data.batches(*data.clusters(), steps=300), F.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.1))
+    return fit(
+        watch,
+        model,
+        data.batches(*data.clusters(), steps=300),
+        functional.cross_entropy,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+    )
 
 
 def cnn_batchnorm_momentum(watch: Watch) -> Outcome:
@@ -31,26 +37,34 @@ def cnn_batchnorm_momentum(watch: Watch) -> Outcome:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 250)
     batches = data.batches(data.standardised(x), y, steps=250)
-    return fit(watch, model, batches, F.cross_entropy, optimizer, each=lambda step: schedule.step())
+    return fit(watch, model, batches, functional.cross_entropy, optimizer, each=lambda step: schedule.step())
 
 
 def gpt_adamw_warmup(watch: Watch) -> Outcome:
     model = GPT(data.vocabulary_size())
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, total_iters=50)
-    return fit(watch, model, data.characters(steps=300), F.cross_entropy, optimizer, clip=1.0, each=lambda step: schedule.step())
+    return fit(
+        watch,
+        model,
+        data.characters(steps=300),
+        functional.cross_entropy,
+        optimizer,
+        clip=1.0,
+        each=lambda step: schedule.step(),
+    )
 
 
 def residual_zero_init(watch: Watch) -> Outcome:
     model = residual_net(20, depth=12, zero=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    return fit(watch, model, data.batches(*data.clusters(), steps=300), F.cross_entropy, optimizer)
+    return fit(watch, model, data.batches(*data.clusters(), steps=300), functional.cross_entropy, optimizer)
 
 
 def lstm_clipped(watch: Watch) -> Outcome:
     model = CharacterLSTM(data.vocabulary_size())
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    return fit(watch, model, data.characters(steps=300), F.cross_entropy, optimizer, clip=1.0)
+    return fit(watch, model, data.characters(steps=300), functional.cross_entropy, optimizer, clip=1.0)
 
 
 def gan(watch: Watch) -> Outcome:
@@ -67,10 +81,10 @@ def gan(watch: Watch) -> Outcome:
         optimizers[1].zero_grad()
         verdicts = critic(torch.cat([real, fake.detach()]))
         truth = (torch.arange(128) < 64).float().unsqueeze(1)
-        F.binary_cross_entropy_with_logits(verdicts, truth).backward()
+        functional.binary_cross_entropy_with_logits(verdicts, truth).backward()
         optimizers[1].step()
         optimizers[0].zero_grad()
-        F.binary_cross_entropy_with_logits(critic(fake), torch.ones(64, 1)).backward()
+        functional.binary_cross_entropy_with_logits(critic(fake), torch.ones(64, 1)).backward()
         optimizers[0].step()
         course.append(float((fake.norm(dim=1).mean() - 2).abs()))
     return Outcome(tuple(course))
@@ -80,11 +94,13 @@ def low_rank_finetuning(watch: Watch) -> Outcome:
     x, y = data.clusters()
     model = he(mlp(20, 64, 64, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    fit(lambda model: None, model, data.batches(x, y, steps=150), F.cross_entropy, optimizer)
+    fit(lambda model: None, model, data.batches(x, y, steps=150), functional.cross_entropy, optimizer)
     tuned = nn.Sequential(LowRank(model[0]), nn.ReLU(), LowRank(model[2]), nn.ReLU(), LowRank(model[4]))
     trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
     other_labels = (y + 3) % data.CLASSES
-    return fit(watch, tuned, data.batches(x, other_labels, steps=400), F.cross_entropy, torch.optim.AdamW(trained, lr=5e-3))
+    return fit(
+        watch, tuned, data.batches(x, other_labels, steps=400), functional.cross_entropy, torch.optim.AdamW(trained, lr=5e-3)
+    )
 
 
 def autoencoder(watch: Watch) -> Outcome:
@@ -92,10 +108,10 @@ def autoencoder(watch: Watch) -> Outcome:
     pixels = (x / 255).flatten(1)
     model = nn.Sequential(*mlp(144, 64, 16), nn.ReLU(), *mlp(16, 64, 144), nn.Sigmoid())
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    return fit(watch, model, data.batches(pixels, pixels, steps=400), F.mse_loss, optimizer)
+    return fit(watch, model, data.batches(pixels, pixels, steps=400), functional.mse_loss, optimizer)
 
 
-FIRST = (
+PROGRAMS = (
     Healthy(mlp_sgd, falls_to=0.3),
     Healthy(cnn_batchnorm_momentum, falls_to=0.1),
     Healthy(gpt_adamw_warmup),

@@ -94,8 +94,8 @@ def _false_alarms(results: list[Result]) -> list[str]:
     lines = [
         "## Alarms where nothing is wrong",
         "",
-        f"{len(alarmed)} of {len(results)} runs of healthy programs and twins raised anything at warning or above, at the end or",
-        "at any of the looks on the way.",
+        f"{len(alarmed)} of {len(results)} runs of healthy programs and twins raised anything at warning or above, at the end",
+        "or at any of the looks on the way.",
     ]
     if alarmed:
         lines += ["", "| rule | runs | programs |", "| --- | --- | --- |"]
@@ -110,8 +110,8 @@ def _faults(results: list[Result]) -> list[str]:
     lines = [
         "## Faults",
         "",
-        f"The right name stood on top at the end of {right} of {len(results)} runs. Steps are the median of those after which it",
-        "did for the first time, as far as the looks tell.",
+        f"The right name stood on top at the end of {right} of {len(results)} runs. Steps are the median of those after which",
+        "it did for the first time, as far as the looks tell.",
         "",
         "| program | right diagnosis | named | otherwise | steps |",
         "| --- | --- | --- | --- | --- |",

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from tests.zoo.data import CLASSES
 
@@ -57,7 +57,7 @@ class ResidualBlock(nn.Module):
             nn.init.zeros_(self.down.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(F.relu(self.up(self.norm(x))))
+        return x + self.down(functional.relu(self.up(self.norm(x))))
 
 
 def residual_net(inputs: int, *, depth: int, width: int = 32, norm: bool = True, zero: bool = False) -> nn.Sequential:
@@ -76,7 +76,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
 
 

@@ -44,6 +44,9 @@ class Outcome:
         return self.end < share * self.start
 
 
+Proof: TypeAlias = Callable[[Outcome, Outcome], bool]  # of the faulty and the healthy: whether the fault did what it should
+
+
 @dataclass(frozen=True)
 class Healthy:
     """A training in which nothing is wrong."""
@@ -62,7 +65,7 @@ class Fault:
 
     train: Callable[[Watch, bool], Outcome]  # the second argument says whether the fault is there
     rules: tuple[str, ...]  # diagnoses that are right
-    proof: Callable[[Outcome, Outcome], bool]  # of the faulty and the healthy: whether the fault did what it should
+    proof: Proof
     falls_to: float = 0.7  # share of its start under which the twin's course has to end
     lacks: str | None = None  # what gradscope would need to see this fault; it must not name a wrong one meanwhile
 
