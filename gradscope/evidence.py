@@ -96,7 +96,8 @@ def growth(series: npt.NDArray[np.float64]) -> tuple[float, float]:
 
 
 def clipping_norm(timeline: Timeline) -> float:
-    """A gradient norm to clip at: the 90th percentile of the last 200 finite ones, to two digits; 1 where none is known."""
+    """A gradient norm to clip at: the 90th percentile of the last 200 before the onset, two digits; 1 where none is known."""
     norms = timeline.pulse("gradient_norm")
-    norms = norms[np.isfinite(norms) & (norms > 0)][-200:]
+    calm = timeline.pulse("step") < (np.inf if timeline.onset is None else timeline.onset)
+    norms = norms[calm & np.isfinite(norms) & (norms > 0)][-200:]
     return float(f"{np.percentile(norms, 90):.2g}") if len(norms) else 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 
@@ -11,4 +12,8 @@ class GradscopeWarning(UserWarning):
 
 def warn(slug: str, message: str) -> None:
     """Show one warning that ends with its slug, by which docs/messages.md explains it."""
-    warnings.warn(f"{message} [gradscope:{slug}]", GradscopeWarning, stacklevel=3)
+    text = f"{message} [gradscope:{slug}]"
+    try:
+        warnings.warn(text, GradscopeWarning, stacklevel=3)
+    except GradscopeWarning:  # where warnings are errors, a training must not end by one of ours
+        print(text, file=sys.stderr)

@@ -50,7 +50,6 @@ class Archive:
         self._written = 0  # rows on the disk
         self._flushed = monotonic()
         self._curves = Curves()
-        self._extra: dict[str, float] = {}
         self.frames: list[Frame] = []
 
     @property
@@ -71,13 +70,14 @@ class Archive:
         self._curves.learn(info)
         self._try(lambda recorder: recorder.info(info))
 
-    def observe(self, scalars: Mapping[str, float]) -> None:
+    def observe(self, step: int, scalars: Mapping[str, float]) -> None:
         """Scalars of the user's own, for TensorBoard beside ours."""
-        self._extra.update({f"gradscope/observed/{name}": float(value) for name, value in scalars.items()})
+        points = {f"gradscope/observed/{name}": value for name, value in scalars.items()}
+        self._try(lambda recorder: recorder.scalars(step, points))
 
     def frame(self, frame: Frame) -> None:
         self.frames.append(frame)
-        self._try(lambda recorder: recorder.frame(frame, {**self._curves.of_frame(frame), **self._extra}))
+        self._try(lambda recorder: recorder.frame(frame, self._curves.of_frame(frame)))
 
     def pulse(self, row: tuple[float, ...]) -> None:
         self._numbers.extend(row)
@@ -90,7 +90,7 @@ class Archive:
 
     def flush(self) -> None:
         """Write the pulses that are still only in memory, and the points of their curves."""
-        rows = self.pulses[self._written :]
+        rows = np.array(self._numbers[self._written * len(PULSE_FIELDS) :]).reshape(-1, len(PULSE_FIELDS))
         self._written += len(rows)
         self._flushed = monotonic()
         self._try(lambda recorder: recorder.pulses(rows))

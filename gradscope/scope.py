@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import itertools
 import os
 import re
 import socket
@@ -74,6 +75,7 @@ def attach(
     _check_pattern("include", include)
     _check_pattern("exclude", exclude)
     _check_name(name)
+    _check_logdir(logdir)
     if on_finding is not None and not callable(on_finding):
         raise TypeError(
             f"on_finding is called with each new finding; found a {type(on_finding).__name__}, which cannot be called."
@@ -148,7 +150,8 @@ class Scope:
             return
         if loss is not None:
             self._watch.observe_loss(loss)
-        self._archive.observe(scalars)
+        if scalars:
+            self._archive.observe(self._watch.step, {name: _number(name, value) for name, value in scalars.items()})
 
     def step(self) -> None:
         """Say that a step has ended, in a loop that has no ``torch.optim.Optimizer``."""
@@ -271,12 +274,31 @@ def _check_pattern(argument: str, pattern: str | None) -> None:
 
 
 def _check_name(name: str | None) -> None:
-    if name is not None and (not name or name in (".", "..") or "/" in name or os.sep in name):
-        raise ValueError(f"name is what the run's directory is called, without a path; found {name!r}.")
+    usable = (
+        isinstance(name, str) and name.isprintable() and name not in ("", ".", "..") and "/" not in name and os.sep not in name
+    )
+    if name is not None and not usable:
+        raise ValueError(f"name is what the run's directory is called, text of one line without a path; found {name!r}.")
 
 
 def _names(given: Iterable[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _number(name: str, value: object) -> float:
+    value = value.detach() if isinstance(value, torch.Tensor) else value
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise TypeError(f"observe({name}=…) takes a number; found {value!r}.") from None
+
+
+def _check_logdir(logdir: object) -> None:
+    if isinstance(logdir, str) and "://" in logdir:
+        raise ValueError(
+            f"logdir is a directory on a disk of this machine; found {logdir!r}. Remote log directories are not supported yet: "
+            "record locally and copy the directory."
+        )
 
 
 def _close_if_there(scope: weakref.ref[Scope]) -> None:
@@ -286,8 +308,10 @@ def _close_if_there(scope: weakref.ref[Scope]) -> None:
 
 
 def _default_logdir() -> Path:
-    """TensorBoard's habit, ``runs/<time>_<host>``."""
-    return Path("runs") / f"{time.strftime('%b%d_%H-%M-%S')}_{socket.gethostname()}"
+    """TensorBoard's habit, ``runs/<time>_<host>``; numbered where another run began in the same second."""
+    first = Path("runs") / f"{time.strftime('%b%d_%H-%M-%S')}_{socket.gethostname()}"
+    numbered = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([first], numbered) if not path.exists())
 
 
 def _versions() -> dict[str, str]:

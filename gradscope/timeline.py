@@ -127,6 +127,8 @@ class Timeline:
         if not len(self.frames):
             return "no step was sampled"
         sites = self.schema.sites(kind)
+        if not kind.startswith("weight") and kind != "update" and self._unseen:
+            return "no call of the model's layers was seen: compiled, scripted and transformed code runs no hooks"
         if not sites:
             no_input = "the model took no floating-point tensor as input"
             return no_input if kind == "input" else f"no {kind.replace('_', ' ')} was seen"
@@ -135,6 +137,12 @@ class Timeline:
         if need == "activation.saturated":
             return "no tanh or sigmoid was seen"
         return f"{name.replace('_', ' ')} of {kind.replace('_', ' ')}s was not captured"
+
+    @cached_property
+    def _unseen(self) -> bool:
+        """Whether the model has layers with parameters and none of them was ever seen running."""
+        layers = {module.path for module in self.info.modules if module.parameters and module.role != "container"}
+        return bool(layers) and layers.isdisjoint(site.path for site in self.schema.modules)
 
     def _lack_of_fact(self, name: str) -> str | None:
         if name == "wiring" and self.info.wiring is None:

@@ -117,7 +117,11 @@ def test_a_healthy_run_lacks_nothing(need):
     [
         ("activation.rms", build(steps=[], total=9), "no step was sampled"),
         ("input.rms", build(inputs=[]), "the model took no floating-point tensor as input"),
-        ("activation_gradient.rms", build(sites=[]), "no activation gradient was seen"),
+        (
+            "activation_gradient.rms",
+            build(sites=[]),
+            "no call of the model's layers was seen: compiled, scripted and transformed code runs no hooks",
+        ),
         ("weight.row_spread", build(columns={"weight.row_spread": NAN}), "row spread of weights was not captured"),
         ("activation.saturated", build(), "no tanh or sigmoid was seen"),
         ("pulse.gradient_norm", build(pulses={"gradient_norm": NAN}), "no gradient norm was seen"),

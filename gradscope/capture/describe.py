@@ -36,10 +36,14 @@ class Description:
         return any(optimizer.parameters for optimizer in self._optimizers.values())
 
     def model(self, model: torch.nn.Module) -> None:
+        """The model as it is now; what follows its modules stays known where they are still of the same type."""
         parameters = describe_parameters(model)
         first = next(model.parameters(), None)
         device = str(first.device) if first is not None else "cpu"
-        self.info = replace(self.info, modules=describe_modules(model), parameters=parameters, device=device)
+        followers = {(m.path, m.type): (m.activation, m.norm_follows) for m in self.info.modules}
+        modules = [(m, *followers.get((m.path, m.type), (None, False))) for m in describe_modules(model)]
+        described = tuple(replace(m, activation=activation, norm_follows=norm) for m, activation, norm in modules)
+        self.info = replace(self.info, modules=described, parameters=parameters, device=device)
 
     def optimizer(self, optimizer: Optimizer, names: tuple[str, ...], *, strangers: int) -> None:
         known = self._optimizers.get(id(optimizer))
@@ -47,6 +51,8 @@ class Description:
             return
         settings = _settings(optimizer)
         rate = settings.pop("lr", float("nan"))
+        # One that holds what an earlier one held was made anew in its place.
+        self._optimizers = {key: known for key, known in self._optimizers.items() if known.parameters != names}
         self._optimizers[id(optimizer)] = OptimizerInfo(type(optimizer).__name__, rate, names, strangers, settings)
         owners = [o for o in self._optimizers.values() if o.parameters]
         self.info = replace(self.info, optimizers=tuple(owners or self._optimizers.values()))

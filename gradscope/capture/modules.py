@@ -157,8 +157,10 @@ class ModuleProbe:
     # -- hooks
 
     def _after_forward(self, module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():  # first of all, lest the compiler trace further and give up on the model
+            return
         watched = self._watched.get(id(module))
-        if watched is None or not torch.is_grad_enabled() or torch._C._is_tracing() or torch.compiler.is_compiling():
+        if watched is None or not torch.is_grad_enabled() or torch._C._is_tracing():
             return
         started = perf_counter()
         try:

@@ -32,6 +32,12 @@ class _Tracked:
     samples: _Samples
     row: int
     block: Block
+    shape: torch.Size
+
+    def describes(self, parameter: torch.nn.Parameter) -> bool:
+        """Whether the parameter is still the one that the offsets were worked out for."""
+        same = parameter is self.parameter and parameter.shape == self.shape
+        return same and parameter.device == self.samples.device
 
 
 @final
@@ -54,7 +60,7 @@ class _Samples:
     def add(self, name: str, parameter: torch.nn.Parameter) -> None:
         rows = [arena.add_row() for arena in self.arenas()]
         block = parameter_block(tuple(parameter.shape), parameter.stride(), self.device)
-        self.tracked.append(_Tracked(name, parameter, self, rows[0], block))
+        self.tracked.append(_Tracked(name, parameter, self, rows[0], block, parameter.shape))
 
     def turn(self) -> None:
         """Make this step's samples the last step's."""
@@ -75,10 +81,11 @@ class ParameterProbe:
     def __init__(self, parameters: dict[str, torch.nn.Parameter]) -> None:
         self._by_device: dict[torch.device, _Samples] = {}
         for name, parameter in parameters.items():
-            if parameter.is_floating_point() and parameter.numel() and parameter.layout is torch.strided:
+            if _can_be_tracked(parameter):
                 self._by_device.setdefault(parameter.device, _Samples(parameter.device)).add(name, parameter)
         self._tracked = [t for samples in self._by_device.values() for t in samples.tracked]
         self._by_id = {id(t.parameter): t for t in self._tracked}
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
         self.sites = tuple(Site(t.name) for t in self._tracked)
         self._weight_norms: list[torch.Tensor] = []
         self._gradient_norms: list[torch.Tensor] = []
@@ -86,9 +93,15 @@ class ParameterProbe:
         self._norms_at_hand: dict[int, torch.Tensor] = {}  # by parameter, since the last global norm
         self._with_gradient: list[_Tracked] = []
 
+    def describes(self, model: torch.nn.Module) -> bool:
+        """Whether these are the model's parameters as they are now: none added, replaced, resized or on another device."""
+        now = [parameter for parameter in model.parameters() if _can_be_tracked(parameter)]
+        known = self._by_id
+        return len(now) == len(known) and all((t := known.get(id(p))) is not None and t.describes(p) for p in now)
+
     def names(self, parameters: Sequence[torch.Tensor]) -> tuple[str, ...]:
         """Which of these tensors are watched parameters."""
-        return tuple(self._by_id[id(p)].name for p in parameters if id(p) in self._by_id)
+        return tuple(self._names[id(p)] for p in parameters if id(p) in self._names)
 
     def gradient_norm(self, parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """Exact global norm of the gradients of these parameters, a scalar on the device of the first; None without any.
@@ -144,7 +157,7 @@ class ParameterProbe:
     @property
     def ids(self) -> Container[int]:
         """The watched parameters by ``id``."""
-        return self._by_id
+        return self._names
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -207,7 +220,8 @@ class ParameterProbe:
         weighed = np.concatenate([mask[0] for mask in filled]) if filled else with_gradient
         columns = {**_norm_columns("weight", norms, weighed), **_norm_columns("weight_gradient", gradient_norm, with_gradient)}
         parts = [_sample_columns(table, mask) for table, mask in zip(rest, filled, strict=True)]
-        for name in parts[0] if parts else ():
+        parts = parts or [_sample_columns(np.zeros((13, 0), dtype=np.float32), np.zeros((6, 0), dtype=bool))]
+        for name in parts[0]:
             columns[name] = np.concatenate([part[name] for part in parts])
         for name in ("weight_gradient.carried", "update.ratio", "update.unchanged"):
             columns[name] = np.where(stepped, columns[name], np.float32(np.nan))
@@ -309,9 +323,13 @@ def _not_nan(values: Array) -> Array:
     return np.where(np.isnan(values), np.float32(np.inf), values)
 
 
+def _can_be_tracked(parameter: torch.nn.Parameter) -> bool:
+    return parameter.is_floating_point() and parameter.layout is torch.strided and parameter.numel() > 0
+
+
 def _dense_gradient(parameter: torch.Tensor) -> torch.Tensor | None:
     gradient = parameter.grad
-    if gradient is None:
+    if gradient is None or not gradient.is_floating_point():
         return None
     return gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
 

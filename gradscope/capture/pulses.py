@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 from typing import final
 
-import numpy as np
 import torch
 
 from gradscope.capture.graph import saved_tensor
@@ -15,6 +16,7 @@ from gradscope.capture.transfer import Arrays
 from gradscope.capture.transfer import Mailbox
 
 _BATCH_ELSEWHERE = 16  # steps whose scalars an accelerator's copy brings at once
+LEAST_LOSS_SCALE = 256.0
 _REMEMBERED = 20
 _JUMP = 3.0  # times the largest of the last twenty that makes a loss or a gradient norm suspicious
 
@@ -32,6 +34,11 @@ class _Step:
     losses: tuple[torch.Tensor, ...]
     factors: tuple[torch.Tensor | None, ...]  # what a GradScaler multiplied each loss with
     norm: torch.Tensor | None
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All that lies on a device, in the order in which it is read."""
+        norm = [] if self.norm is None else [self.norm]
+        return [*self.losses, *(factor for factor in self.factors if factor is not None), *norm]
 
 
 @final
@@ -58,14 +65,6 @@ class PulseMaker:
             self._losses.append(loss.detach().clone())  # the user may go on to change it in place
             self._factors.append(_loss_scale(loss))
 
-    def count_backward(self, *, first: bool) -> None:
-        """A backward call of a step whose scalars are not taken."""
-        self.backwards = 1 if first else self.backwards + 1
-
-    def end_unseen(self, step: int, seconds: float, own: float) -> None:
-        """Tell of finished steps whose scalars were not taken, the last of which is ``step``."""
-        self._finished.append(_Step((step, float("nan"), seconds, own, 0, 0.0, 0.0), (), (), None))
-
     def restart(self) -> None:
         """Forget the losses seen since the last step."""
         self._losses, self._factors, self.backwards = [], [], 0
@@ -91,12 +90,13 @@ class PulseMaker:
     def end(self, step: int, learning_rate: float, *, seconds: float, own: float, sampled: bool, foreign: bool) -> None:
         """The step is over."""
         scalars = (step, learning_rate, seconds, own, self.backwards if self._losses else 0, float(sampled), float(foreign))
-        self._finished.append(_Step(scalars, tuple(self._losses), tuple(self._factors), self._norm))
-        on_host = all(
-            tensor.device.type == "cpu" for tensor in (*self._losses, *([self._norm] if self._norm is not None else []))
-        )
+        ended = _Step(scalars, tuple(self._losses), tuple(self._factors), self._norm)
         self._losses, self._factors, self._norm, self.backwards = [], [], None, 0
-        if on_host or sampled or len(self._finished) >= _BATCH_ELSEWHERE:
+        if not self._finished and all(tensor.device.type == "cpu" for tensor in ended.tensors()):
+            self._hand_on(ended, iter([float(tensor.detach().float().numpy()) for tensor in ended.tensors()]))
+            return
+        self._finished.append(ended)
+        if sampled or len(self._finished) >= _BATCH_ELSEWHERE:
             self.flush()
 
     def flush(self) -> None:
@@ -104,26 +104,24 @@ class PulseMaker:
         steps, self._finished = self._finished, []
         if not steps:
             return
-        tensors: list[torch.Tensor] = []
-        for step in steps:
-            tensors.extend((*step.losses, *(f for f in step.factors if f is not None)))
-            tensors.extend([step.norm] if step.norm is not None else [])
 
         def arrived(arrays: Arrays) -> None:
             values = iter([float(array.reshape(-1)[0]) for array in arrays])
             for step in steps:
-                losses = [next(values) for _ in step.losses]
-                factors = [next(values) if factor is not None else 1.0 for factor in step.factors]
-                self._hand_on(step, losses, factors, next(values) if step.norm is not None else float("nan"))
+                self._hand_on(step, values)
 
-        self._mailbox.send(tensors, arrived)
+        self._mailbox.send([tensor for step in steps for tensor in step.tensors()], arrived)
 
-    def _hand_on(self, step: _Step, losses: list[float], factors: list[float], norm: float) -> None:
+    def _hand_on(self, step: _Step, values: Iterator[float]) -> None:
+        """Hand over one step, whose tensors have the next of these values."""
         index, learning_rate, seconds, own, backwards, sampled, foreign = step.scalars
+        losses = [next(values) for _ in step.losses]
+        factors = [next(values) if factor is not None else 1.0 for factor in step.factors]
+        norm = next(values) if step.norm is not None else math.nan
         unscaled = [loss / factor if is_loss_scale(factor) else loss for loss, factor in zip(losses, factors, strict=True)]
-        loss = float(np.mean(unscaled)) if unscaled else float("nan")
-        if step.norm is not None and np.isnan(norm):
-            norm = float("inf")  # captured, and not finite
+        loss = sum(unscaled) / len(unscaled) if unscaled else math.nan
+        if step.norm is not None and math.isnan(norm):
+            norm = math.inf  # captured, and not finite
         row = (index, loss, norm, learning_rate, seconds, own, backwards, sampled, foreign)
         self._receiver(row, alarming=bool(losses) and self._looks_wrong(loss, norm, captured=step.norm is not None))
 
@@ -137,8 +135,8 @@ class PulseMaker:
 
 def _jumps(value: float, recent: deque[float]) -> bool:
     """Whether a value is not finite where its predecessor was, or three times the largest of late."""
-    if not np.isfinite(value):
-        return not recent or bool(np.isfinite(recent[-1]))
+    if not math.isfinite(value):
+        return not recent or math.isfinite(recent[-1])
     return len(recent) == _REMEMBERED and abs(value) > _JUMP * max(map(abs, recent))
 
 
@@ -153,5 +151,5 @@ def _loss_scale(loss: torch.Tensor) -> torch.Tensor | None:
 
 
 def is_loss_scale(factor: float) -> bool:
-    """A GradScaler starts at a power of two and only ever doubles or halves."""
-    return factor > 1.0 and np.frexp(factor)[0] == 0.5
+    """A GradScaler starts at a large power of two and only ever doubles or halves; a weight of the user's is small."""
+    return factor >= LEAST_LOSS_SCALE and math.frexp(factor)[0] == 0.5

@@ -11,10 +11,9 @@ DENSE_STEPS = 12  # sampled from the start: faults of initialisation, wiring and
 DENSE_AGAIN = 6  # sampled in a row when something looks wrong
 ALARMS = 8  # dense stretches of that sort that a run may have
 SHARE_FOR_DEBT = 0.5  # of what the budget yields, until the dense stretches are paid for
-SHARE_FOR_PULSES = 0.4  # of the budget, for the loss and the bookkeeping of steps that are not sampled
 SHARE_FOR_NORM = 0.3  # of the budget, for their gradient norm
 LEAST_SHARE = 0.25  # of the budget, that goes to samples whatever the rest costs
-DENSE_PULSES = 100  # steps from the start whose pulses are all taken
+DENSE_NORMS = 100  # steps from the start whose gradient norms are all taken
 _REMEMBERED = 64
 _FEWEST_TO_COMPARE = 8
 
@@ -37,8 +36,6 @@ class Governor:
         self._sampled: deque[float] = deque(maxlen=_REMEMBERED)
         self._bare: deque[float] = deque(maxlen=_REMEMBERED)
         self.sample_cost = 0.0  # seconds that a sampled step takes more than others
-        self._pulse_cost = 0.0
-        self._pulse_every = 1
         self._norm_cost = 0.0
         self._norm_every = 1
 
@@ -46,15 +43,13 @@ class Governor:
         """Whether step 0 is sampled: always."""
         return True
 
-    def after(self, step: int, *, seconds: float, own: float, sampled: bool, pulsed: bool) -> bool:
+    def after(self, step: int, *, seconds: float, own: float, sampled: bool) -> bool:
         """Account for a finished step and say whether the next one is sampled.
 
         ``seconds`` is the whole step's, ``own`` what gradscope measured of it for itself.
         """
         (self._sampled if sampled else self._bare).append(seconds)
         cost = max(own, self._difference()) if sampled else own
-        if pulsed and not sampled:
-            self._pulse_took(own)
         if sampled:
             self.sample_cost = cost if not self.sample_cost else 0.8 * self.sample_cost + 0.2 * cost
         if self._every is not None:
@@ -68,27 +63,16 @@ class Governor:
                 self._credit = max(self._credit, 0.0)
         return self._dense_left > 0 or self._credit >= self.sample_cost
 
-    def wants_pulse(self, step: int) -> bool:
-        """Whether this step's loss is taken, should it not be sampled."""
-        return step < DENSE_PULSES or self._dense_left > 0 or step % self._pulse_every == 0
-
     def wants_norm(self, step: int) -> bool:
         """Whether the global gradient norm is worked out at this step, should it not be sampled."""
-        return step < DENSE_PULSES or step % (self._norm_every * self._pulse_every) == 0
+        return step < DENSE_NORMS or step % self._norm_every == 0
 
     def norm_took(self, seconds: float) -> None:
         """Learn what a gradient norm costs, and take it as often as its share of the budget allows."""
         self._norm_cost = seconds if not self._norm_cost else 0.8 * self._norm_cost + 0.2 * seconds
         if len(self._bare) >= _FEWEST_TO_COMPARE:
-            affordable = SHARE_FOR_NORM * self._budget * median(self._bare) * self._pulse_every
+            affordable = SHARE_FOR_NORM * self._budget * median(self._bare)
             self._norm_every = max(1, ceil(self._norm_cost / affordable))
-
-    def _pulse_took(self, own: float) -> None:
-        # The norm is paid for by itself; where it was not taken, this is the cost of the rest.
-        cost = max(own - self._norm_cost, 0.0) if self._norm_every == 1 else own
-        self._pulse_cost = 0.95 * self._pulse_cost + 0.05 * cost if self._pulse_cost else cost
-        if len(self._bare) >= _FEWEST_TO_COMPARE and self._every is None:
-            self._pulse_every = max(1, ceil(self._pulse_cost / (SHARE_FOR_PULSES * self._budget * median(self._bare))))
 
     def alarm(self) -> None:
         """Something cheap to see went wrong: sample the next few steps whatever they cost, a limited number of times."""

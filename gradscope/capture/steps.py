@@ -5,6 +5,8 @@ They are there only while a model is watched, and once for all watched models of
 
 from __future__ import annotations
 
+import sys
+from threading import RLock
 from typing import Any
 from typing import Protocol
 from typing import final
@@ -34,6 +36,7 @@ class Loop:
     """The process's training loop as its watched models hear it. One instance, in this module."""
 
     def __init__(self) -> None:
+        self._lock = RLock()  # models may train in threads of their own, and each hears of all
         self._listeners: list[Listener] = []
         self._handles: list[RemovableHandle] = []
         self._backward: Any = None
@@ -60,6 +63,7 @@ class Loop:
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
         ]
+        self._stepping, self._stepped = [], True
         original = torch.Tensor.backward
         loop = self
 
@@ -87,25 +91,41 @@ class Loop:
         return self._backward is not None and self._backward[1] is backward
 
     def before_backward(self, loss: torch.Tensor) -> None:
-        first, self._stepped = self._stepped, False
-        for listener in self.listeners:
-            listener.before_backward(loss, first=first)
+        if self._stepping and not _within_a_step():
+            self._stepping = []  # a step raised and never came back
+        with self._lock:
+            first, self._stepped = self._stepped, False
+            for listener in self.listeners:
+                listener.before_backward(loss, first=first)
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         if id(optimizer) in self._stepping:  # its last step raised and never came back
             del self._stepping[self._stepping.index(id(optimizer)) :]
         self._stepping.append(id(optimizer))
         if len(self._stepping) == 1:
-            for listener in self.listeners:
-                listener.before_step(optimizer)
+            with self._lock:
+                for listener in self.listeners:
+                    listener.before_step(optimizer)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         if id(optimizer) in self._stepping:
             del self._stepping[self._stepping.index(id(optimizer)) :]
         if not self._stepping:
-            self._stepped = True
-            for listener in self.listeners:
-                listener.after_step(optimizer)
+            with self._lock:
+                self._stepped = True
+                for listener in self.listeners:
+                    listener.after_step(optimizer)
+
+
+def _within_a_step() -> bool:
+    """Whether an optimizer's ``step`` is being carried out now, as it is in a closure."""
+    home = Optimizer.profile_hook_step.__code__.co_filename
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_filename == home:
+            return True
+    return False
 
 
 LOOP = Loop()

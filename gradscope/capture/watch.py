@@ -72,8 +72,6 @@ class Watch:
         self._pulses = PulseMaker(self._mailbox, self._take_pulse)
         self._description = Description(info)
         self._sampling = False
-        self._pulsing = True  # whether this step's loss and norm are taken
-        self._uncounted = (0.0, 0.0)  # seconds, and gradscope's own, of finished steps that no pulse told of yet
         self._samples = 0
         self._step = 0
         self._own_seconds = 0.0
@@ -87,6 +85,7 @@ class Watch:
         self._begun = False  # whether the step has had a backward call
         self._unstepped = 0  # backward calls since the last step, with those whose gradients were thrown away
         self._in_closure = False  # whether the optimizer's step works out its own gradients
+        self._stopped = False
         self.alarmed = False
 
     # -- life
@@ -97,6 +96,7 @@ class Watch:
 
     def stop(self) -> None:
         """Take every hook off and hand over what is still on its way. Waits for the device."""
+        self._stopped = True
         LOOP.leave(self)
         self._modules.switch_off()
         try:
@@ -107,11 +107,13 @@ class Watch:
 
     def settle(self) -> None:
         """Hand over everything that finished steps have shown. Waits for the device."""
-        if self._uncounted[0] > 0:
-            self._pulses.end_unseen(self._step - 1, *self._uncounted)
-            self._uncounted = (0.0, 0.0)
         self._pulses.flush()
         self._mailbox.drain()
+
+    @property
+    def step(self) -> int:
+        """The step that is being made."""
+        return self._step
 
     @property
     def info(self) -> RunInfo:
@@ -123,9 +125,6 @@ class Watch:
     # -- what the loop tells
 
     def before_backward(self, loss: torch.Tensor, *, first: bool) -> None:
-        if not self._pulsing and not self._ensemble.playing:
-            self._pulses.count_backward(first=first)
-            return
         started = perf_counter()
         try:
             self._see_backward(loss, first=first)
@@ -134,8 +133,6 @@ class Watch:
         self._own_seconds += perf_counter() - started
 
     def before_step(self, optimizer: Optimizer) -> None:
-        if not self._pulsing:
-            return
         started = perf_counter()
         try:
             if self._owned_by(optimizer) or self._strange_steps >= STRANGE_STEPS - 1:
@@ -179,6 +176,8 @@ class Watch:
         if self._ensemble.playing and first:
             self._ensemble.give_up()
             self._finish(learning_rate=float("nan"))
+        if self._sampling and not self._begun:
+            self._follow_changes()
         parameters = self._parameters_now()
         first = first or not self._begun or parameters.cleared  # with its gradients, an earlier loss was thrown away
         self._begun = True
@@ -207,12 +206,11 @@ class Watch:
 
     def _after_own_step(self, optimizer: Optimizer, names: tuple[str, ...]) -> bool:
         """Whether the training's step has ended with this optimizer's."""
-        if self._pulsing:
-            self._description.optimizer(optimizer, names, strangers=self._owned[optimizer][0] - len(names))
+        self._description.optimizer(optimizer, names, strangers=self._owned[optimizer][0] - len(names))
         if self._pulses.backwards == 0 and self._ensemble.comes_late(optimizer):
             self._parameters_now().forget()  # the last step's frame was made before all of it had happened
             return False
-        if self._pulsing and self._in_closure:
+        if self._in_closure:
             self._take_norm(_tensors(optimizer))
             if self._sampling:
                 self._parameters_now().take_gradients()
@@ -250,18 +248,16 @@ class Watch:
         now = perf_counter()
         own = self._own_seconds + self._modules.seconds + self._modules.calls * HOOK_SECONDS + (now - started)
         seconds = now - self._last_end
-        self._uncounted = (self._uncounted[0] + seconds, self._uncounted[1] + own)
-        if self._pulsing:
-            self._end_pulse(self._step, learning_rate, foreign=foreign)
-        sampled_next = self._governor.after(self._step, seconds=seconds, own=own, sampled=self._sampling, pulsed=self._pulsing)
-        told = self._pulsing
+        if self._unstepped >= BACKWARDS_WITHOUT_STEP and not self._description.has_optimizer:
+            self._pulses.backwards = self._unstepped
+        self._pulses.end(self._step, learning_rate, seconds=seconds, own=own, sampled=self._sampling, foreign=foreign)
+        sampled_next = self._governor.after(self._step, seconds=seconds, own=own, sampled=self._sampling)
         self._step += 1
         self._last_end = now
         self._own_seconds = 0.0
         self._begin_step(sampled=sampled_next)
-        if told:
-            self._mailbox.poll()
-            self._sink.step_done()
+        self._mailbox.poll()
+        self._sink.step_done()
         self._own_seconds += perf_counter() - now
 
     def _make_frame(self) -> None:
@@ -273,16 +269,9 @@ class Watch:
         self._frames.make(self._step, parameters, stepped, loss_scale=self._pulses.loss_scale)
         self._samples += 1
 
-    def _end_pulse(self, step: int, learning_rate: float, *, foreign: bool) -> None:
-        seconds, own = self._uncounted
-        self._uncounted = (0.0, 0.0)
-        if self._unstepped >= BACKWARDS_WITHOUT_STEP and not self._description.has_optimizer:
-            self._pulses.backwards = self._unstepped
-        self._pulses.end(step, learning_rate, seconds=seconds, own=own, sampled=self._sampling, foreign=foreign)
-
     def _begin_step(self, *, sampled: bool) -> None:
-        model = self._model()
-        if sampled and model is not None:
+        sampled = sampled and not self._stopped and self._model() is not None
+        if sampled:
             self._modules.start_step()
             self._modules.reading_graph = self._reads_graph_next()
             self._modules.switch_on()
@@ -294,7 +283,6 @@ class Watch:
         self._sampling = sampled
         self._begun = False
         self._unstepped = 0
-        self._pulsing = sampled or self._governor.wants_pulse(self._step) or not self._description.has_optimizer
 
     # -- what is known
 
@@ -307,6 +295,13 @@ class Watch:
         if self._parameters is None:
             raise RuntimeError("the watched model was deleted within a step")
         return self._parameters
+
+    def _follow_changes(self) -> None:
+        """Start afresh with parameters that were added, replaced, resized or moved since the last sampled step."""
+        model = self._model()
+        if self._parameters is not None and model is not None and not self._parameters.describes(model):
+            self._parameters = None
+            self._owned.clear()
 
     def _owned_by(self, optimizer: Optimizer) -> tuple[str, ...]:
         tensors = sum(len(group["params"]) for group in optimizer.param_groups)

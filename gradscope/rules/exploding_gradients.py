@@ -79,6 +79,7 @@ class ExplodingGradients(Rule):
     least_total: float = 3.0  # decades over all layers
     least_layers: int = 5  # compared
     factor: float = 1e3  # of the norm over that of the first five steps
+    run_up: float = 10.0  # the same, in the ten steps before a norm is infinite, without which it broke and did not explode
     held: int = 3  # of the last five samples or steps
     window: int = 5
 
@@ -126,8 +127,9 @@ class ExplodingGradients(Rule):
         start = min(median_of(norms[:1]), median_of(norms[:5]), key=lambda value: value if value > 0 else np.inf)
         if not start > 0:
             return None
-        grown = norms > self.factor * start
-        held = lasting(grown, least=self.held, window=self.window) | np.isposinf(norms)
+        infinite = np.isposinf(norms) & self._exploded(norms, start)
+        grown = (np.isfinite(norms) & (norms > self.factor * start)) | infinite
+        held = lasting(grown, least=self.held, window=self.window) | infinite
         if not held.any():
             return None
         first, last = int(steps[np.argmax(grown)]), int(steps[np.flatnonzero(held)[-1]])
@@ -151,6 +153,12 @@ class ExplodingGradients(Rule):
             severity=_grave(timeline),
             strength=1.0,
         )
+
+    def _exploded(self, norms: npt.NDArray[np.float64], start: float) -> bool:
+        """Whether an infinite norm was led up to: from an ordinary one straight to infinity is no explosion."""
+        first = int(np.argmax(np.isposinf(norms)))
+        before = norms[max(first - 10, 0) : first]
+        return bool((before[np.isfinite(before)] > self.run_up * start).any())
 
     def _largest_weights(self, timeline: Timeline, step: int) -> tuple[str, ...]:
         place = int(np.searchsorted(timeline.steps, step))

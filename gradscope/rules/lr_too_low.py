@@ -31,7 +31,8 @@ class LrTooLow(Rule):
 
     Looks at the update ratio, the norm of a step over the norm of the weight. It speaks where the median over the sampled
     steps is below 0.00001 for every trained matrix, over 100 steps or more, and the loss has moved by less than 1 % from
-    the first half of them to the second, or by no more than chance (Mann-Kendall).
+    the first half of them to the second, or by no more than chance (Mann-Kendall, p < 0.001: with steps this small a loss
+    that falls is the exception).
 
     ## Why it is bad
 
@@ -72,6 +73,7 @@ class LrTooLow(Rule):
     most_ratio: float = 1e-5  # of every matrix, median over the sampled steps
     least_frames: int = 5
     most_change: float = 0.01  # of the loss, from the first half of the run to the second
+    surely: float = 3.09  # normal score of a fall that is not chance
     least_of_peak: float = 0.05  # of the learning rate; below it a schedule has ended
     least_gradient: float = 1e-3  # norm of the gradient over that of the weights, without an adaptive optimizer
     eps_margin: float = 10.0  # gradient's rms over eps, with one
@@ -94,7 +96,7 @@ class LrTooLow(Rule):
             return False
         parts = np.array([np.median(part) for part in np.array_split(timeline.loss, min(40, len(timeline.loss)))])
         before, after = np.median(parts[: len(parts) // 2]), np.median(parts[len(parts) // 2 :])
-        return bool(abs(after - before) < self.most_change * abs(before)) or not falls(parts)
+        return bool(abs(after - before) < self.most_change * abs(before)) or not falls(parts, z=self.surely)
 
     def _scheduled(self, timeline: Timeline) -> bool:
         rates = timeline.pulse("learning_rate")

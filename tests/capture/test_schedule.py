@@ -16,7 +16,7 @@ def drive(governor, *, steps, bare, cost, alarms=()):
         own = cost if sampled else 0.0
         if step in alarms:
             governor.alarm()
-        sampled = governor.after(step, seconds=bare + own, own=own, sampled=sampled, pulsed=sampled)
+        sampled = governor.after(step, seconds=bare + own, own=own, sampled=sampled)
     return found
 
 

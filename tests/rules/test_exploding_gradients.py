@@ -112,10 +112,14 @@ def test_a_norm_that_explodes_within_the_first_five_steps_is_named() -> None:
 
 
 def test_an_infinite_norm_is_named_at_once() -> None:
-    (hit,) = over_time(lambda step: math.inf if step == 50 else 1.0)
+    (hit,) = over_time(lambda step: math.inf if step == 50 else (20.0 if step == 49 else 1.0))
     assert hit.first_step == 50
     assert hit.severity is Severity.CRITICAL
     assert "infinity" in hit.message
+
+
+def test_a_norm_that_breaks_without_having_grown_did_not_explode() -> None:
+    assert not over_time(lambda step: math.inf if step >= 50 else 1.0)
 
 
 def test_a_healthy_loss_silences_a_growing_norm() -> None:

@@ -38,9 +38,9 @@ def test_a_classifier_that_stays_at_chance_is_found() -> None:
     assert hit.severity is Severity.WARNING
 
 
-def test_is_critical_after_three_hundred_steps() -> None:
-    (hit,) = hits(run(LN4, total=300))
-    assert hit.severity is Severity.CRITICAL
+def test_stays_a_warning_as_a_task_may_have_little_to_learn() -> None:
+    (hit,) = hits(run(LN4, total=600))
+    assert hit.severity is Severity.WARNING
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.78, 0), (0.83, 1)])

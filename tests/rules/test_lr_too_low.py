@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gradscope.records import Hit
@@ -50,6 +51,11 @@ def test_one_matrix_that_moves_is_enough_to_be_left_alone() -> None:
 def test_a_loss_that_falls_is_left_alone() -> None:
     assert not run(loss=lambda step: 3.0 * math.exp(-step / 400))
     assert run(loss=lambda step: 3.0 * math.exp(-step / 40000))
+
+
+def test_a_loss_that_falls_by_chance_stands_still() -> None:
+    noisy = 3.5 + 0.3 * np.random.default_rng(18).standard_normal(200)  # its trend has p < 0.05, and p > 0.001
+    assert run(loss=lambda step: noisy[step])
 
 
 def test_a_rising_or_decayed_rate_is_left_alone() -> None:

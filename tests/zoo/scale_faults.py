@@ -72,7 +72,7 @@ def sgd_rate_3(watch: Watch, faulty: bool) -> Outcome:
 
 
 def adam_rate_tenth(watch: Watch, faulty: bool) -> Outcome:
-    return _classifier(watch, he(mlp(20, 64, 64, 64, 64, 10)), torch.optim.Adam, lr=0.1 if faulty else 1e-3)
+    return _classifier(watch, he(mlp(20, *[64] * 6, 10)), torch.optim.Adam, lr=0.1 if faulty else 1e-3)
 
 
 def convnet_momentum_rate_2(watch: Watch, faulty: bool) -> Outcome:
