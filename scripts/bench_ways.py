@@ -55,6 +55,8 @@ class Gradscope(Way):
     def close(self) -> float:
         import gradscope
 
+        if self._scope._closed:
+            raise RuntimeError("gradscope stopped watching before the end: what was timed is no watched training.")
         self._scope.close()
         return gradscope.read(self._folder).runs[0].overhead
 

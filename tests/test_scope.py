@@ -60,6 +60,8 @@ def broken_training(logdir, *, steps=12, **options):
         ({"name": "a/b"}, ValueError, "without a path; found 'a/b'"),
         ({"name": ".."}, ValueError, r"without a path; found '\.\.'"),
         ({"name": ""}, ValueError, "without a path; found ''"),
+        ({"name": 3}, ValueError, "without a path; found 3"),
+        ({"name": "a\nb"}, ValueError, r"text of one line without a path; found 'a\\nb'"),
         ({"on_finding": 3}, TypeError, "found a int, which cannot be called"),
     ],
 )
@@ -95,6 +97,26 @@ def test_the_default_logdir_is_tensorboards_habit(tmp_path, monkeypatch):
     assert scope.logdir.parent == tmp_path / "runs"
     assert re.fullmatch(r"[A-Z][a-z]{2}\d\d_\d\d-\d\d-\d\d_.+", scope.logdir.name)
     assert gradscope.read(tmp_path / "runs").runs
+
+
+def test_runs_that_begin_in_one_second_do_not_share_the_default_logdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = mlp(4, 8, 2)
+    for _ in range(4):
+        with gradscope.attach(model):
+            regress(model, sgd(model), steps=1)
+    assert len(gradscope.read(tmp_path / "runs").runs) == 4
+
+
+def test_a_remote_logdir_is_refused_in_one_sentence():
+    with pytest.raises(ValueError, match="Remote log directories are not supported yet"):
+        gradscope.attach(nn.Linear(2, 2), "s3://bucket/run")
+
+
+def test_what_is_observed_must_be_a_number(tmp_path):
+    model = nn.Linear(2, 2)
+    with gradscope.attach(model, tmp_path) as scope, pytest.raises(TypeError, match=r"takes a number; found 'x'"):
+        scope.observe(accuracy="x")
 
 
 def test_models_may_share_a_logdir(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.capture.watching import step
 from tests.capture.watching import watching
 from tests.models import mlp
 from tests.models import regress
@@ -335,6 +336,28 @@ def test_a_step_that_raises_is_no_step():
             optimizer.step(broken)
         regress(model, optimizer, steps=2)
     assert seen.field("step") == [0, 1, 2]
+
+
+def test_a_step_that_raised_leaves_other_optimizers_and_later_watches_unharmed():
+    class Broken(torch.optim.SGD):
+        def step(self, closure=None):
+            raise KeyboardInterrupt
+
+    torch.manual_seed(0)
+    model = mlp(4, 8, 2)
+    with watching(model):
+        model(torch.randn(3, 4)).sum().backward()
+        with pytest.raises(KeyboardInterrupt):
+            Broken(model.parameters(), lr=0.1).step()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watching(model) as seen:
+        for _ in range(3):
+            step(model, optimizer, torch.randn(3, 4))
+        with pytest.raises(KeyboardInterrupt):
+            Broken(model.parameters(), lr=0.1).step()
+        for _ in range(3):
+            step(model, optimizer, torch.randn(3, 4))
+    assert seen.field("step") == [0, 1, 2, 3, 4, 5]
 
 
 def test_every_batch_of_a_data_loader():
