@@ -53,7 +53,7 @@ class Case:
 
 
 def mlp() -> Training:
-    width = 160
+    width = 192
     hidden = (layer for _ in range(8) for layer in (nn.Linear(width, width), nn.ReLU()))
     model = nn.Sequential(*hidden, nn.Linear(width, 1))
     for layer in model:

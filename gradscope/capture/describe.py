@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
@@ -29,6 +30,7 @@ class Description:
     def __init__(self, info: RunInfo) -> None:
         self.info = info
         self._optimizers: dict[int, OptimizerInfo] = {}
+        self._objects: dict[int, weakref.ref[Optimizer]] = {}
 
     @property
     def has_optimizer(self) -> bool:
@@ -47,12 +49,14 @@ class Description:
 
     def optimizer(self, optimizer: Optimizer, names: tuple[str, ...], *, strangers: int) -> None:
         known = self._optimizers.get(id(optimizer))
-        if known is not None and known.parameters == names and known.strangers == strangers:
+        same = known is not None and self._objects[id(optimizer)]() is optimizer  # else a new one has taken its address
+        if known is not None and same and known.parameters == names and known.strangers == strangers:
             return
         settings = _settings(optimizer)
         rate = settings.pop("lr", float("nan"))
         # One that holds what an earlier one held was made anew in its place.
         self._optimizers = {key: known for key, known in self._optimizers.items() if known.parameters != names}
+        self._objects[id(optimizer)] = weakref.ref(optimizer)
         self._optimizers[id(optimizer)] = OptimizerInfo(type(optimizer).__name__, rate, names, strangers, settings)
         owners = [o for o in self._optimizers.values() if o.parameters]
         self.info = replace(self.info, optimizers=tuple(owners or self._optimizers.values()))

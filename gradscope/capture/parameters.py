@@ -115,7 +115,9 @@ class ParameterProbe:
         norms = _norms(list(gradients.values()))
         self._norms_at_hand = dict(zip(gradients, norms, strict=True))
         home = norms[0].device
-        total: torch.Tensor = torch.linalg.vector_norm(torch.stack([n.to(home, non_blocking=True) for n in norms]))
+        if any(norm.device != home for norm in norms):
+            norms = [norm.to(home, non_blocking=True) for norm in norms]
+        total: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
         return total
 
     # -- one sampled step
@@ -331,7 +333,9 @@ def _dense_gradient(parameter: torch.Tensor) -> torch.Tensor | None:
     gradient = parameter.grad
     if gradient is None or not gradient.is_floating_point():
         return None
-    return gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
+    if gradient.is_sparse:
+        return gradient.detach().coalesce().values()
+    return gradient.detach() if gradient.requires_grad else gradient
 
 
 def _fits(gradient: torch.Tensor, tracked: _Tracked) -> bool:
