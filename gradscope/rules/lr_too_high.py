@@ -33,6 +33,7 @@ class _Overshoot:
     story: str  # what the loss did
     severity: Severity = Severity.CRITICAL
     raised: float = 1.0  # by how much the learning rate rose between the last sampled step and the blow-up
+    at_once: bool = False  # within two updates, before gradients that are not cleared could have piled up
 
 
 @final
@@ -62,7 +63,8 @@ class LrTooHigh(Rule):
     - Too large weights, inputs that are not normalised and stacks without normalisation lower the largest rate that
       works; they show at step 0, before any update, and then explain this finding.
     - Gradients that are not cleared make ever longer steps: where the last step's gradient is still there, this rule is
-      silent.
+      silent. Where no two steps in a row were sampled that is not known, and what grows over more than two steps proves
+      little.
     - Where the loss before any update is more than ten times that of a constant prediction, scale is at fault, whatever the
       learning rate: a recurrence whose state grows by 1.2 a step began at 7,700 times. This rule is silent then.
     - An outlier or a NaN in the data makes one large step; the steps before it were of ordinary size.
@@ -139,7 +141,7 @@ class LrTooHigh(Rule):
             return None
         rows = np.flatnonzero(timeline.steps < steps[place])
         found = self._overshoot(timeline, sizes, rows, int(steps[place]), f"the loss jumped from {start:.3g} to {{worst}}")
-        return found and replace(found, severity=self._aftermath(timeline, start))
+        return found and replace(found, severity=self._aftermath(timeline, start), at_once=bool(steps[place] <= 2))
 
     def _aftermath(self, timeline: Timeline, start: float) -> Severity:
         """Critical where the loss has not come down since, a warning where it has and training has yet to converge."""
@@ -257,8 +259,12 @@ class LrTooHigh(Rule):
             message=self._message(first, size, rate, found),
             remedy=_remedy(rate, better),
             severity=found.severity,
-            strength=3.0,
+            strength=3.0 if found.at_once or self._cleared(timeline) else 1.0,
         )
+
+    def _cleared(self, timeline: Timeline) -> bool:
+        """Whether it was seen that gradients are cleared; with no two steps in a row sampled that stays open."""
+        return bool(np.isfinite(timeline.column("weight_gradient.carried")).any())
 
     def _message(self, first: int, size: float, rate: float, found: _Overshoot) -> str:
         if found.raised > 1:

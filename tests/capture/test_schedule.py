@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gradscope.capture.schedule import DENSE_STEPS
+from gradscope.capture.schedule import EARLY_STEPS
 from gradscope.capture.schedule import Governor
 
 
@@ -28,6 +29,7 @@ def test_the_budget_is_kept_over_a_run(bare, cost, budget):
     possible = min(budget, cost / bare)
     assert 0.5 * possible < share < 1.2 * budget
     assert all(found[:DENSE_STEPS])
+    assert all(found[step] for step in EARLY_STEPS)
 
 
 def test_a_fixed_cadence_is_kept_whatever_it_costs():

@@ -96,6 +96,16 @@ def test_gradients_that_are_not_cleared_are_another_cause() -> None:
     assert not run(lambda step: 1.4 if step < 3 else 1.4 * 2.0**step, columns={"weight_gradient.carried": 1.0})
 
 
+def test_growth_proves_little_where_it_is_not_known_whether_gradients_are_cleared() -> None:
+    def growing(steps: Any) -> Hit:
+        (hit,) = run(lambda step: 1.4 if step < 5 else 1.4 * 1.5**step, steps=steps)
+        return hit
+
+    assert growing(range(20)).strength == 3.0
+    assert growing(range(0, 20, 2)).strength == 1.0
+    assert run(jump, steps=range(0, 20, 2))[0].strength == 3.0  # at the first update there was nothing to clear
+
+
 def test_steps_that_weight_decay_alone_makes_large_are_another_cause() -> None:
     decaying = OptimizerInfo("AdamW", 0.01, tuple(p.name for p in SMALL.parameters), 0, {"weight_decay": 20.0})
     assert not run(jump, rate=0.01, optimizers=(decaying,))

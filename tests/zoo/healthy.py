@@ -86,7 +86,7 @@ def gan(watch: Watch) -> Outcome:
         optimizers[0].zero_grad()
         functional.binary_cross_entropy_with_logits(critic(fake), torch.ones(64, 1)).backward()
         optimizers[0].step()
-        course.append(float((fake.norm(dim=1).mean() - 2).abs()))
+        course.append(float((fake.detach().norm(dim=1).mean() - 2).abs()))
     return Outcome(tuple(course))
 
 

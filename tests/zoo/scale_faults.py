@@ -166,7 +166,7 @@ def outlier_in_a_batch(watch: Watch, faulty: bool) -> Outcome:
     x, y = data.clusters()
 
     def batches():
-        for step, (inputs, labels) in enumerate(data.batches(x, y, steps=200)):
+        for step, (inputs, labels) in enumerate(data.batches(x, y, steps=120)):
             if faulty and step == 60:
                 inputs[3] *= 1000
                 labels[3] = (labels[3] + 1) % data.CLASSES
