@@ -72,8 +72,8 @@ def gpt() -> Training:
 def resnet() -> Training:
     model = _ResNet()
     prototypes = torch.randn(10, 3, 32, 32)
-    labels = [torch.randint(10, (4,)) for _ in range(BATCHES)]
-    batches = [(prototypes[y] + torch.randn(4, 3, 32, 32), y) for y in labels]
+    labels = [torch.randint(10, (8,)) for _ in range(BATCHES)]
+    batches = [(prototypes[y] + torch.randn(8, 3, 32, 32), y) for y in labels]
     return Training(model, batches, cross_entropy, torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9))
 
 

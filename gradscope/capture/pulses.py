@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from time import monotonic
 from typing import Protocol
 from typing import final
 
@@ -15,7 +16,8 @@ from gradscope.capture.graph import saved_tensor
 from gradscope.capture.transfer import Arrays
 from gradscope.capture.transfer import Mailbox
 
-_BATCH_ELSEWHERE = 16  # steps whose scalars an accelerator's copy brings at once
+BATCH = 16  # steps whose scalars are brought to the host at once
+MOST_SECONDS = 1.0  # after which those of fewer are: what a crash may cost
 LEAST_LOSS_SCALE = 256.0
 _REMEMBERED = 20
 _JUMP = 3.0  # times the largest of the last twenty that makes a loss or a gradient norm suspicious
@@ -52,6 +54,7 @@ class PulseMaker:
         self._factors: list[torch.Tensor | None] = []
         self._norm: torch.Tensor | None = None
         self._finished: list[_Step] = []
+        self._flushed = monotonic()
         self._recent_losses: deque[float] = deque(maxlen=_REMEMBERED)
         self._recent_norms: deque[float] = deque(maxlen=_REMEMBERED)
         self.backwards = 0
@@ -92,16 +95,15 @@ class PulseMaker:
         scalars = (step, learning_rate, seconds, own, self.backwards if self._losses else 0, float(sampled), float(foreign))
         ended = _Step(scalars, tuple(self._losses), tuple(self._factors), self._norm)
         self._losses, self._factors, self._norm, self.backwards = [], [], None, 0
-        if not self._finished and all(tensor.device.type == "cpu" for tensor in ended.tensors()):
-            self._hand_on(ended, iter([float(tensor.detach().float().numpy()) for tensor in ended.tensors()]))
-            return
         self._finished.append(ended)
-        if sampled or len(self._finished) >= _BATCH_ELSEWHERE:
+        # Not one by one: between two steps of a training, code that ran long ago is slow to come back to the caches.
+        if sampled or len(self._finished) >= BATCH or monotonic() - self._flushed > MOST_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Send the finished steps to the host."""
         steps, self._finished = self._finished, []
+        self._flushed = monotonic()
         if not steps:
             return
 

@@ -72,6 +72,7 @@ class Watch:
         self._pulses = PulseMaker(self._mailbox, self._take_pulse)
         self._description = Description(info)
         self._sampling = False
+        self._attentive = True  # whether this step is sampled, or its gradient norm taken
         self._samples = 0
         self._step = 0
         self._own_seconds = 0.0
@@ -133,6 +134,8 @@ class Watch:
         self._own_seconds += perf_counter() - started
 
     def before_step(self, optimizer: Optimizer) -> None:
+        if not self._attentive:
+            return
         started = perf_counter()
         try:
             if self._owned_by(optimizer) or self._strange_steps >= STRANGE_STEPS - 1:
@@ -210,7 +213,7 @@ class Watch:
         if self._pulses.backwards == 0 and self._ensemble.comes_late(optimizer):
             self._parameters_now().forget()  # the last step's frame was made before all of it had happened
             return False
-        if self._in_closure:
+        if self._attentive and self._in_closure:
             self._take_norm(_tensors(optimizer))
             if self._sampling:
                 self._parameters_now().take_gradients()
@@ -271,6 +274,11 @@ class Watch:
 
     def _begin_step(self, *, sampled: bool) -> None:
         sampled = sampled and not self._stopped and self._model() is not None
+        self._attentive = sampled or self._governor.wants_norm(self._step) or not self._description.has_optimizer
+        self._begun = False
+        self._unstepped = 0
+        if not sampled and not self._sampling:
+            return
         if sampled:
             self._modules.start_step()
             self._modules.reading_graph = self._reads_graph_next()
@@ -281,8 +289,6 @@ class Watch:
         if not sampled and self._parameters is not None:
             self._parameters.forget()
         self._sampling = sampled
-        self._begun = False
-        self._unstepped = 0
 
     # -- what is known
 

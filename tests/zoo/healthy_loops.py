@@ -101,7 +101,7 @@ def lbfgs(watch: Watch) -> Outcome:
         loss.backward()
         return loss
 
-    return Outcome(tuple(float(optimizer.step(closure)) for _ in range(40)))
+    return Outcome(tuple(float(optimizer.step(closure).detach()) for _ in range(40)))
 
 
 def two_optimizers_on_one_model(watch: Watch) -> Outcome:
