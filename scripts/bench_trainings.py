@@ -47,6 +47,7 @@ class Case:
     """One row of the benchmark. ``stretch`` steps are made in one go, ``rounds`` times."""
 
     title: str
+    batch: str
     make: Callable[[], Training]
     stretch: int
     rounds: int
@@ -83,10 +84,10 @@ def lstm() -> Training:
 
 
 CASES = {
-    "mlp": Case("MLP", mlp, stretch=5, rounds=240),
-    "gpt": Case("GPT", gpt, stretch=1, rounds=50),
-    "resnet": Case("ResNet-18", resnet, stretch=1, rounds=50),
-    "lstm": Case("LSTM", lstm, stretch=2, rounds=100),
+    "mlp": Case("MLP", "256 rows", mlp, stretch=5, rounds=240),
+    "gpt": Case("GPT", "8 rows of 128 tokens", gpt, stretch=1, rounds=50),
+    "resnet": Case("ResNet-18", "8 pictures of 32 x 32", resnet, stretch=1, rounds=50),
+    "lstm": Case("LSTM", "8 rows of 48 tokens", lstm, stretch=2, rounds=100),
 }
 
 

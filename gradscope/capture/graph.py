@@ -19,6 +19,7 @@ TRANSPARENT = frozenset(
     "View Reshape ReshapeAlias UnsafeView Squeeze Unsqueeze T Transpose Permute Clone ToCopy Contiguous Expand Slice Alias "
     "AsStrided".split()
 )
+_GATES = frozenset(("Tanh", "Sigmoid"))
 _SCALING = frozenset(("Mul", "Div", "Neg", "NativeDropout"))
 _ACTIVATIONS = {
     "Relu": "relu", "Threshold": "relu", "Tanh": "tanh", "Sigmoid": "sigmoid", "Gelu": "gelu", "Silu": "silu",
@@ -69,14 +70,16 @@ class Graph:
 
     def residual_additions(self) -> int:
         """Additions of two results of one shape, neither of them a gate's product."""
-        return sum(self._is_residual(node) for node in self.nodes)
+        return sum(self._is_residual(index) for index in range(len(self.nodes)))
 
-    def _is_residual(self, node: Node) -> bool:
-        if node.name != "Add" or len(node.inputs) != 2:
-            return False
+    def _is_residual(self, index: int) -> bool:
+        node = self.nodes[index]
+        takers = {self.nodes[taker].name for taker in self.consumers[index]}
+        if node.name != "Add" or len(node.inputs) != 2 or (takers and takers <= _GATES):
+            return False  # a recurrent cell adds what comes in and what was there, and squashes the sum
         sources = [self.nodes[i] for i in node.inputs if i is not None and i < len(self.nodes)]
         same = len(sources) == 2 and all(s.variable is None and s.shape == node.shape for s in sources)
-        return same and not all(s.name == "Mul" for s in sources)
+        return same and not all(s.name == "Mul" or s.name in _GATES for s in sources)
 
     def follows(self, sequence_numbers: Sequence[int]) -> dict[int, tuple[str | None, bool]]:
         """For each of these nodes: the activation that takes its result, and whether a normalisation does."""

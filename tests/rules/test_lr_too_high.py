@@ -162,6 +162,18 @@ def test_large_steps_of_a_training_that_works_are_left_alone() -> None:
     assert not hits(build(columns={"update.ratio": 0.35}))
 
 
+def test_first_steps_that_wipe_out_the_initialisation_are_a_warning_where_the_loss_stays_high() -> None:
+    half_way = lambda step: math.log(4) * (1.0 - 0.4 * min(step / 60, 1.0))  # noqa: E731
+    wiped = lambda step: 0.2 if step < 5 else 0.005  # noqa: E731
+    (hit,) = run(half_way, ratio=wiped, total=120)
+    assert (hit.first_step, hit.severity) == (0, Severity.WARNING)
+    assert not run(half_way, ratio=wiped, total=90)
+    assert not run(half_way, ratio=lambda step: 0.1 if step < 5 else 0.005, total=120)
+    assert not run(lambda step: math.log(4) * max(1.0 - step / 60, 0.3), ratio=wiped, total=120)
+    assert not run(half_way, ratio=wiped, total=120, shared_process=True)
+    assert not run(half_way, ratio=wiped, total=120, wiring=classification(losses=()))
+
+
 def test_a_loss_over_few_numbers_takes_a_hundredfold_jump() -> None:
     one = LossInfo("mse", "MseLossBackward0", "mean", (1, 1), (1, 1))
     wiring = classification(losses=(one,))

@@ -78,12 +78,8 @@ def _cadence(every: int | None) -> str:
 
 
 def wrong(results: Iterable[Result]) -> list[Result]:
-    """Alarms where nothing is wrong, and faults that were not named, but for those not yet to be seen, or not by their name."""
-    return [result for result in results if (not _acceptable(result) if result.job.faulty else result.alarms)]
-
-
-def _acceptable(result: Result) -> bool:
-    return _right(result) or (result.diagnosis is None and FAULTS[result.job.program].lacks is not None)
+    """Alarms where nothing is wrong, and faults that were not named, or not by their name."""
+    return [result for result in results if (not _right(result) if result.job.faulty else result.alarms)]
 
 
 def _right(result: Result) -> bool:
@@ -121,8 +117,7 @@ def _faults(results: list[Result]) -> list[str]:
     for name, fault in FAULTS.items():
         mine = [result for result in results if result.job.program == name]
         lines.append(_fault_row(name, fault, mine))
-    missing = [f"`{name}` goes unseen without {fault.lacks}." for name, fault in FAULTS.items() if fault.lacks]
-    return [*lines, *([""] if missing else []), *missing]
+    return lines
 
 
 def _fault_row(name: str, fault: Fault, results: list[Result]) -> str:

@@ -67,7 +67,6 @@ class Fault:
     rules: tuple[str, ...]  # diagnoses that are right
     proof: Proof
     falls_to: float = 0.7  # share of its start under which the twin's course has to end
-    lacks: str | None = None  # what gradscope would need to see this fault; it must not name a wrong one meanwhile
 
     @property
     def name(self) -> str:
