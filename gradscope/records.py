@@ -139,7 +139,6 @@ class ModuleInfo:
     parameters: tuple[str, ...] = ()  # full names of its own parameters, not its children's
     activation: str | None = None  # the nonlinearity that takes its output: "relu", "tanh", … as the graph shows it
     norm_follows: bool = False  # a normalisation takes its output, directly or after adding a bias
-    samples_per_channel: int | None = None  # of a batch norm in training: batch x positions
 
 
 @dataclass(frozen=True)

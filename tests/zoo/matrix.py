@@ -16,9 +16,9 @@ from tests.zoo.zoo import HEALTHY
 INTRODUCTION = """\
 # What gradscope says of trainings whose truth is known
 
-The zoo is {healthy} healthy trainings, {faults} with one fault each, and as many twins of these that lack nothing but the fault.
-They are small and real (MLPs, convolutional and residual nets, transformers, recurrent nets, GANs, …), their data is computed or
-is the standard library's source text, and each says itself, without gradscope, whether it learned or failed as it should.
+The zoo is {healthy} healthy trainings, {faults} with one fault each, and as many twins of these that lack nothing but the
+fault. They are small and real (MLPs, convolutional and residual nets, transformers, recurrent nets, GANs, …), their data is
+computed or is the standard library's source text, and each says itself, without gradscope, whether it learned or failed.
 
 This page shows {seeds} {cadence}. `scripts/zoo --write` writes it, and the tests run every program with one
 seed. A training is judged at its end and at up to 15 looks on the way.
