@@ -217,6 +217,8 @@ def _foreign_run(run: RunDirectory, replay: Replay, damage: tuple[str, ...]) -> 
             series[tag] = {step: value for step, value in series.get(tag, {}).items() if step < first} | points
     chosen = choose(series)
     if not chosen:
+        if not replay.other_tags and not series:
+            raise LogdirError(f"{run.path} holds event files, but no record in them can be read: they are empty or damaged.")
         found = ", ".join(list(replay.other_tags)[:5]) or "no scalars"
         raise LogdirError(
             f"{run.path} holds only other tools' event files, without a scalar that looks like a training loss, a gradient "
@@ -230,5 +232,4 @@ def _foreign_run(run: RunDirectory, replay: Replay, damage: tuple[str, ...]) -> 
 
 
 def _damage(damage: tuple[str, ...], replay: Replay) -> tuple[str, ...]:
-    times = {1: "once"}
-    return (*damage, *(f"Found {fault} ({times.get(n, f'{n:,} times')})." for fault, n in replay.faults.items()))
+    return (*damage, *(f"Found {fault}{'' if n == 1 else f' ({n:,} times)'}." for fault, n in replay.faults.items()))

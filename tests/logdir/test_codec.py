@@ -25,7 +25,7 @@ from gradscope.records import Wiring
 FULL = RunInfo(
     name="a",
     model="Net",
-    modules=(ModuleInfo("b.0", "BatchNorm2d", "norm", ("b.0.weight",), "relu", True, 64),),
+    modules=(ModuleInfo("b.0", "BatchNorm2d", "norm", ("b.0.weight",), "relu", True),),
     parameters=(ParameterInfo("b.0.weight", "b.0", (3, 4), "float32", True, False, ("tied.weight",)),),
     optimizers=(OptimizerInfo("Adam", 1e-3, ("b.0.weight",), 2, {"beta1": 0.9, "eps": 1e-8}),),
     wiring=Wiring(
