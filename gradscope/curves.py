@@ -15,7 +15,7 @@ from gradscope.records import RunInfo
 from gradscope.records import Site
 from gradscope.trends import median_of
 
-POINTS = 500  # for each e-fold of the run's length; TensorBoard keeps a thousand of a curve
+POINTS = 100  # for each e-fold of the length of a run; TensorBoard keeps a thousand of a curve
 _SPIKE = 3.0  # times the loss beside it that makes a step be drawn instead
 _FROM_PULSES = ("loss", "gradient_norm", "learning_rate")
 

@@ -15,7 +15,12 @@ class Ensemble:
         self._stepped: list[int] = []  # since the last step ended
         self._leader: int | None = None  # who began the last step
         self._followers: dict[int, frozenset[int]] = {}  # whom to wait for after each leader
-        self.parameters: frozenset[str] = frozenset()  # held by those that have stepped
+        self._held: list[tuple[str, ...]] = []  # the parameters of those that have stepped
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        """Held by those that have stepped."""
+        return frozenset(name for names in self._held for name in names)
 
     @property
     def playing(self) -> bool:
@@ -32,8 +37,9 @@ class Ensemble:
     def add(self, optimizer: Optimizer, parameters: tuple[str, ...]) -> bool:
         """An optimizer has stepped; whether the step is complete with it."""
         self._stepped.append(id(optimizer))
-        self.parameters |= frozenset(parameters)
-        return self._followers.get(self._stepped[0], frozenset()) <= set(self._stepped)
+        self._held.append(parameters)
+        awaited = self._followers.get(self._stepped[0])
+        return awaited is None or awaited <= set(self._stepped)
 
     def give_up(self) -> None:
         """Someone who was waited for did not come, and is waited for no more."""
@@ -42,4 +48,4 @@ class Ensemble:
     def end_step(self) -> None:
         self._leader = self._stepped[0] if self._stepped else None
         self._stepped = []
-        self.parameters = frozenset()
+        self._held = []

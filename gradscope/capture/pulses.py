@@ -33,14 +33,15 @@ class _Step:
     """A finished step whose losses and norm may still lie on the device."""
 
     scalars: tuple[float, ...]  # step, learning rate, seconds, own seconds, backwards, sampled, foreign
-    losses: tuple[torch.Tensor, ...]
+    losses: tuple[torch.Tensor | float, ...]  # a number where it was on the host already
     factors: tuple[torch.Tensor | None, ...]  # what a GradScaler multiplied each loss with
     norm: torch.Tensor | None
 
     def tensors(self) -> list[torch.Tensor]:
         """All that lies on a device, in the order in which it is read."""
         norm = [] if self.norm is None else [self.norm]
-        return [*self.losses, *(factor for factor in self.factors if factor is not None), *norm]
+        losses = [loss for loss in self.losses if isinstance(loss, torch.Tensor)]
+        return [*losses, *(factor for factor in self.factors if factor is not None), *norm]
 
 
 @final
@@ -50,7 +51,7 @@ class PulseMaker:
     def __init__(self, mailbox: Mailbox, receiver: Receiver) -> None:
         self._mailbox = mailbox
         self._receiver = receiver
-        self._losses: list[torch.Tensor] = []
+        self._losses: list[torch.Tensor | float] = []
         self._factors: list[torch.Tensor | None] = []
         self._norm: torch.Tensor | None = None
         self._finished: list[_Step] = []
@@ -65,7 +66,7 @@ class PulseMaker:
             return
         self.backwards += 1
         if loss.numel() == 1:
-            self._losses.append(loss.detach().clone())  # the user may go on to change it in place
+            self._losses.append(_kept(loss))
             self._factors.append(_loss_scale(loss))
 
     def restart(self) -> None:
@@ -74,9 +75,7 @@ class PulseMaker:
 
     def observe(self, loss: float | torch.Tensor) -> None:
         self.backwards += 1
-        self._losses.append(
-            loss.detach().clone() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss), device="cpu")
-        )
+        self._losses.append(_kept(loss) if isinstance(loss, torch.Tensor) else float(loss))
         self._factors.append(None)
 
     @property
@@ -108,16 +107,19 @@ class PulseMaker:
             return
 
         def arrived(arrays: Arrays) -> None:
-            values = iter([float(array.reshape(-1)[0]) for array in arrays])
+            values = iter(arrays[0].tolist() if arrays else ())
             for step in steps:
                 self._hand_on(step, values)
 
-        self._mailbox.send([tensor for step in steps for tensor in step.tensors()], arrived)
+        tensors = [tensor.detach().reshape(()) for step in steps for tensor in step.tensors()]
+        home = tensors[0].device if tensors else None
+        together = [torch.stack([tensor.to(home, torch.float32, non_blocking=True) for tensor in tensors])] if tensors else []
+        self._mailbox.send(together, arrived)
 
     def _hand_on(self, step: _Step, values: Iterator[float]) -> None:
         """Hand over one step, whose tensors have the next of these values."""
         index, learning_rate, seconds, own, backwards, sampled, foreign = step.scalars
-        losses = [next(values) for _ in step.losses]
+        losses = [loss if isinstance(loss, float) else next(values) for loss in step.losses]
         factors = [next(values) if factor is not None else 1.0 for factor in step.factors]
         norm = next(values) if step.norm is not None else math.nan
         unscaled = [loss / factor if is_loss_scale(factor) else loss for loss, factor in zip(losses, factors, strict=True)]
@@ -133,6 +135,12 @@ class PulseMaker:
         if captured:
             self._recent_norms.append(norm)
         return wrong
+
+
+def _kept(loss: torch.Tensor) -> torch.Tensor | float:
+    """A copy, as the user may go on to change the loss in place; its value where that is at hand without waiting."""
+    detached = loss.detach()
+    return float(detached.float().numpy()) if detached.device.type == "cpu" else detached.clone()
 
 
 def _jumps(value: float, recent: deque[float]) -> bool:

@@ -47,6 +47,10 @@ class Loop:
     def listeners(self) -> tuple[Listener, ...]:
         return tuple(self._listeners)
 
+    @property
+    def has_one_listener(self) -> bool:
+        return len(self._listeners) == 1
+
     def join(self, listener: Listener) -> None:
         self._listeners.append(listener)
         if len(self._listeners) == 1:

@@ -209,7 +209,8 @@ class Watch:
 
     def _after_own_step(self, optimizer: Optimizer, names: tuple[str, ...]) -> bool:
         """Whether the training's step has ended with this optimizer's."""
-        self._description.optimizer(optimizer, names, strangers=self._owned[optimizer][0] - len(names))
+        if self._attentive:
+            self._description.optimizer(optimizer, names, strangers=self._owned[optimizer][0] - len(names))
         if self._pulses.backwards == 0 and self._ensemble.comes_late(optimizer):
             self._parameters_now().forget()  # the last step's frame was made before all of it had happened
             return False
@@ -327,7 +328,7 @@ class Watch:
         """Whether a loss reaches the model; where nothing else trains in the loop, asked only where the graph is read."""
         if self._reading_graph:
             return self._read_graph(loss)
-        alone = len(LOOP.listeners) == 1 and not self.info.shared_process
+        alone = LOOP.has_one_listener and not self.info.shared_process
         return alone or loss.grad_fn is None or reaches(loss.grad_fn, self._parameters_now().ids)
 
     def _read_graph(self, loss: torch.Tensor) -> bool:
