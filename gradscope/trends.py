@@ -81,12 +81,6 @@ def lasting(held: Mask, *, least: int, window: int) -> Mask:
     return held & (counts >= least)
 
 
-def first_held(held: Mask) -> int | None:
-    """Index of the first true entry of a vector, or None."""
-    index = np.flatnonzero(held)
-    return int(index[0]) if len(index) else None
-
-
 def smoothed(values: Floats, *, width: int = 5) -> npt.NDArray[np.float64]:
     """Running median of the last ``width`` values; the start looks back on what there is. NaN counts as infinity."""
     y = np.where(np.isnan(values), np.inf, np.asarray(values, dtype=np.float64))

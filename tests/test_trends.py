@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from gradscope.trends import falls
-from gradscope.trends import first_held
 from gradscope.trends import lasting
 from gradscope.trends import median_of
 from gradscope.trends import smoothed
@@ -160,12 +159,6 @@ def test_lasting_counts_the_last_samples_of_each_column(least, window):
 
 def test_what_has_ended_does_not_last():
     assert lasting(np.array([True, True, True, False]), least=3, window=5).tolist() == [False, False, True, False]
-
-
-def test_the_first_that_held():
-    assert first_held(np.array([False, True, False, True])) == 1
-    assert first_held(np.array([False, False])) is None
-    assert first_held(np.array([], dtype=bool)) is None
 
 
 # -- medians

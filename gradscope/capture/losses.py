@@ -21,7 +21,6 @@ _KINDS = {
     "BinaryCrossEntropy": "bce", "BinaryCrossEntropyWithLogits": "bce_with_logits",
 }  # fmt: skip
 _PRODUCERS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid", "Relu": "relu", "Tanh": "tanh"}
-_REGRESSION = ("mse", "l1", "smooth_l1")
 
 
 def read_losses(graph: Graph) -> tuple[LossInfo, ...]:
