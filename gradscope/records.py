@@ -26,6 +26,7 @@ STATISTICS: Mapping[str, Mapping[str, str]] = {
         "absmax": "largest magnitude among the sampled elements",
         "signal": "std over the batch at a fixed feature and position, rms over both; NaN for a batch of one",
         "nonfinite": "fraction of sampled elements that are NaN or infinite",
+        "repeated": "1 where the sampled elements are those of the sampled step before, bit for bit, else 0",
     },
     "activation": {
         "mean": "mean of the sampled elements",
@@ -43,6 +44,8 @@ STATISTICS: Mapping[str, Mapping[str, str]] = {
         "absmax": "largest magnitude among the sampled elements",
         "nonfinite": "fraction of sampled elements that are NaN or infinite",
         "zero": "fraction of sampled elements that are exactly zero",
+        "time_growth": "decades that a recurrent layer's gradient grows from the last time step back to the first",
+        "time_steps": "time steps that a recurrent layer's gradient came back through",
     },
     "weight": {
         "norm": "exact Euclidean norm before the update",
@@ -63,8 +66,45 @@ STATISTICS: Mapping[str, Mapping[str, str]] = {
         "outside_change": "norm of the change between the last step's end and this step, over the weight's norm",
         "outside_factor": "the factor c that fits best where weights changed between steps to c times themselves",
         "outside_residual": "what the factor leaves of the outside change, as a share of that change",
+        "second_moment_ratio": "Adam: root of the mean of g² over the bias-corrected second moment before the step; else NaN",
+        "epsilon_share": "Adam: fraction of elements with a gradient whose root second moment is under 10 eps; else NaN",
+    },
+    # One site for each recognised loss, in the order in which they come into the graph.
+    "loss": {
+        "weight": "derivative of what backward() was called on by this loss: 1, or 1/k where k micro-batches are averaged",
+        "input_mean": "mean of the sampled elements of what the loss takes from the model",
+        "input_rms": "their root mean square",
+        "input_signal": "their std over the batch at a fixed feature and position, rms over both",
+        "target_mean": "mean of the sampled elements of a floating-point target; NaN for class labels",
+        "target_rms": "their root mean square",
+        "target_low": "the smallest of them",
+        "target_high": "the largest of them",
+        "target_signal": "their std over the batch at a fixed feature and position, rms over both",
+        "target_nonfinite": "fraction of them that are NaN or infinite",
+        "target_count": "elements of the target in all, class labels that are ignored left out",
+        "label_entropy": "entropy of the step's class labels in nats; NaN for other targets",
+        "label_entropy_seen": "entropy of all class labels on sampled steps so far, in nats; NaN for other targets",
+        "log_partition": "mean magnitude of log Z, the logsumexp of the logits of a cross-entropy; else NaN",
+    },
+    # One site for each scaled dot-product attention in the graph, named by the module whose projection feeds it.
+    "attention": {
+        "logit_max": "largest |q·k|/√d over a few heads and queries, masked keys left out",
+        "entropy": "mean entropy of the attention weights over log(number of keys), of rows with 8 keys or more",
+    },
+    # One site for the whole step.
+    "step": {
+        "graph_nodes": "nodes of the autograd graph under the step's last loss; NaN where it was not read",
+        "forwards": "forward passes of the model with gradients in this step",
+        "evaluating": "share of dropout and batch-norm modules that ran in evaluation mode, with gradients",
+        "untouched_statistics": "1 where a batch norm in evaluation mode still has the running statistics of its start, else 0",
+        "idle_training_forwards": "forward passes without gradients, since the last step, with dropout or batch norm in training mode",
+        "clip_norm": "global gradient norm that clip_grad_norm_ found; NaN where it was not called",
+        "clip_limit": "the max_norm that it was given",
+        "clip_place": "when: 0 between backward and step, 1 with no gradient, 2 after the step, 3 on scaled gradients",
     },
 }
+
+SITE_OF_STEP = "(step)"
 
 HISTOGRAM_BINS = 64
 HISTOGRAM_LOWEST = -48  # bin i counts 2^(i-48) <= |x| < 2^(i-47); the first also what is smaller, the last what is larger
@@ -79,6 +119,7 @@ PULSE_FIELDS = (
     "backwards",  # backward calls since the last step
     "sampled",  # 1 where a frame was taken
     "foreign",  # 1 where the step was of an optimizer that holds none of the model's parameters
+    "loss_scale",  # what a GradScaler multiplied the loss with; NaN without one
 )
 
 
@@ -114,11 +155,25 @@ class Schema:
     inputs: tuple[Site, ...] = ()
     modules: tuple[Site, ...] = ()  # for activation and activation_gradient
     parameters: tuple[Site, ...] = ()  # for weight, weight_gradient and update
+    losses: tuple[Site, ...] = ()
+    attentions: tuple[Site, ...] = ()
 
     def sites(self, kind: str) -> tuple[Site, ...]:
-        if kind == "input":
-            return self.inputs
-        return self.modules if kind.startswith("activation") else self.parameters
+        """The sites of a kind of STATISTICS. Raises KeyError for any other."""
+        return {
+            "input": self.inputs,
+            "activation": self.modules,
+            "activation_gradient": self.modules,
+            "weight": self.parameters,
+            "weight_gradient": self.parameters,
+            "update": self.parameters,
+            "loss": self.losses,
+            "attention": self.attentions,
+            "step": _STEP_SITES,
+        }[kind]
+
+
+_STEP_SITES = (Site(SITE_OF_STEP),)
 
 
 @dataclass(frozen=True)
@@ -139,6 +194,10 @@ class ModuleInfo:
     parameters: tuple[str, ...] = ()  # full names of its own parameters, not its children's
     activation: str | None = None  # the nonlinearity that takes its output: "relu", "tanh", … as the graph shows it
     norm_follows: bool = False  # a normalisation takes its output, directly or after adding a bias
+    dtype: str | None = None  # of its output as it was seen: "float16" under autocast, say
+    samples: int | None = (
+        None  # of a batch norm in training mode: the fewest values that a channel's statistics were taken over
+    )
 
 
 @dataclass(frozen=True)
@@ -182,6 +241,7 @@ class LossInfo:
     classes: int | None = None
     producer: str | None = None  # what made the loss's input, views looked through: softmax, log_softmax, sigmoid, …
     baseline: float | None = None  # the loss of the best constant prediction: ln C or Var(y), where it is known
+    target_dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -208,6 +268,36 @@ class Wiring:
 
 
 @dataclass(frozen=True)
+class StepQuality:
+    """What replaying a step's batch along the update that was made has shown.
+
+    phi(s) is the loss of that batch at ``weights before the step + s · update``. The overshoot is O = 1 / s_c, where s_c is
+    the smallest s > 0 at which phi(s) > phi(0): above 1, the step went up.
+    """
+
+    step: int
+    overshoot: float  # O; infinite where every step that was tried goes up; 0 where not even 64 updates do
+    loss_before: float  # phi(0)
+    loss_after: float  # phi(1)
+    slope: float  # phi'(0), the gradient times the update: below 0 where the step follows the gradient down
+    learning_rate: float  # that the step was made with
+    without: Mapping[str, float] = field(default_factory=dict)  # rule -> O once what that rule blames is taken away
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the first value that is not finite came from, found at the step itself: the black box."""
+
+    step: int
+    place: str  # parameter input forward between loss backward
+    module: str | None = None  # the first module, in the order of the pass, whose result is not finite
+    before: str | None = None  # the last one before it whose result is finite
+    node: str | None = None  # the operation's autograd node: "LogBackward0"
+    dtype: str | None = None
+    largest: float | None = None  # largest finite magnitude that went into it
+
+
+@dataclass(frozen=True)
 class RunInfo:
     """What does not change from step to step; written at the start and again when more is known."""
 
@@ -226,6 +316,8 @@ class RunInfo:
     select: tuple[str, ...] | None = None
     ignore: tuple[str, ...] = ()
     probe: str = "not built yet"  # why the step-quality probe did not run, or when it did
+    probes: tuple[StepQuality, ...] = ()  # what the step-quality probe found, where it ran
+    origin: Origin | None = None  # of the first value that was not finite
     notes: tuple[str, ...] = ()  # what could not be captured and why, a sentence each
 
 

@@ -34,6 +34,14 @@ ACTIVATION_ENERGY = {
 }  # fmt: skip
 
 
+_SEEN_BY_HOOKS = frozenset(("input", "activation", "activation_gradient"))
+_LACKING = {
+    "input": "the model took no floating-point tensor as input",
+    "loss": "the loss function was not recognised in the autograd graph",
+    "attention": "no scaled dot-product attention was seen in the autograd graph",
+}
+
+
 @dataclass(frozen=True)
 class Layer:
     """A matrix layer: a leaf module with a weight of two or more dimensions, at its first call in a forward pass."""
@@ -82,11 +90,12 @@ class Timeline:
         schemas = list(dict.fromkeys({id(frame.schema): frame.schema for frame in self.frames}.values()))
         if len(schemas) == 1:
             return schemas[0]
-        inputs, modules, parameters = (
-            tuple(dict.fromkeys(site for schema in schemas for site in schema.sites(kind)))
-            for kind in ("input", "activation", "weight")
+        return Schema(
+            *(
+                tuple(dict.fromkeys(site for schema in schemas for site in schema.sites(kind)))
+                for kind in ("input", "activation", "weight", "loss", "attention")
+            )
         )
-        return Schema(inputs, modules, parameters)
 
     def column(self, name: str) -> Array:
         """``activation.rms`` and the like: float32 [sampled steps, sites of its kind], NaN where it was not captured."""
@@ -127,11 +136,10 @@ class Timeline:
         if not len(self.frames):
             return "no step was sampled"
         sites = self.schema.sites(kind)
-        if not kind.startswith("weight") and kind != "update" and self._unseen:
+        if kind in _SEEN_BY_HOOKS and self._unseen:
             return "no call of the model's layers was seen: compiled, scripted and transformed code runs no hooks"
         if not sites:
-            no_input = "the model took no floating-point tensor as input"
-            return no_input if kind == "input" else f"no {kind.replace('_', ' ')} was seen"
+            return _LACKING.get(kind, f"no {kind.replace('_', ' ')} was seen")
         if np.isfinite(self.column(need)).any():
             return None
         if need == "activation.saturated":

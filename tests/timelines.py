@@ -52,6 +52,15 @@ HEALTHY: Mapping[str, Values] = {
     "weight_gradient.absmax": 0.1, "weight_gradient.row_spread": 1.0,
     "update.ratio": lambda step: 0.003 + 0.002 * math.exp(-step / 60),
     "update.outside_factor": math.nan, "update.outside_residual": math.nan,
+    "update.second_moment_ratio": math.nan, "update.epsilon_share": math.nan,
+    "activation_gradient.time_growth": math.nan, "activation_gradient.time_steps": math.nan,
+    "loss.weight": 1.0, "loss.input_rms": 1.0, "loss.input_signal": 0.8, "loss.log_partition": math.log(CLASSES),
+    "loss.target_mean": math.nan, "loss.target_rms": math.nan, "loss.target_low": math.nan, "loss.target_high": math.nan,
+    "loss.target_signal": math.nan, "loss.target_nonfinite": math.nan, "loss.target_count": 32.0,
+    "loss.label_entropy": 0.97 * math.log(CLASSES), "loss.label_entropy_seen": math.log(CLASSES),
+    "attention.logit_max": 6.0, "attention.entropy": 0.8,
+    "step.graph_nodes": 40.0, "step.forwards": 1.0, "step.evaluating": math.nan, "step.untouched_statistics": math.nan,
+    "step.clip_norm": math.nan, "step.clip_limit": math.nan, "step.clip_place": math.nan,
 }  # fmt: skip
 
 CONSECUTIVE = ("weight_gradient.carried", "update.outside_change", "update.outside_factor", "update.outside_residual")
@@ -63,6 +72,7 @@ PULSES: Mapping[str, Values] = {
     "seconds": 0.01,
     "own_seconds": 0.0001,
     "backwards": 1.0,
+    "loss_scale": math.nan,
 }
 
 
@@ -143,6 +153,8 @@ def build(
     optimizers: Sequence[OptimizerInfo] | None = None,
     wiring: Wiring | None = None,
     inputs: Sequence[str] = ("x",),
+    losses: Sequence[str] = ("(loss)",),
+    attentions: Sequence[str] = (),
     sites: Sequence[Site] | None = None,
     **info: Any,
 ) -> Timeline:  # fmt: skip
@@ -159,6 +171,8 @@ def build(
         tuple(Site(name) for name in inputs),
         tuple(sites) if sites is not None else tuple(Site(m.path) for m in net.modules),
         tuple(Site(p.name) for p in net.parameters),
+        tuple(Site(name) for name in losses),
+        tuple(Site(name) for name in attentions),
     )
     tables = _tables(net, places, sampled, columns or {})
     frames = [Frame(step, places, {name: table[row] for name, table in tables.items()}) for row, step in enumerate(sampled)]

@@ -65,9 +65,8 @@ class Description:
         if not self.info.shared_process:
             self.info = replace(self.info, shared_process=True)
 
-    def graph(self, loss: torch.Tensor, model: torch.nn.Module, slots: Sequence[Slot]) -> bool:
+    def graph(self, graph: Graph, model: torch.nn.Module, slots: Sequence[Slot]) -> bool:
         """Read one loss's graph; whether it reaches any parameter of the model."""
-        graph = Graph(loss)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         reached = {names[id(leaf)] for leaf in graph.leaves() if id(leaf) in names}
         if not reached:

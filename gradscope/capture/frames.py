@@ -16,6 +16,7 @@ from gradscope.capture.arena import TENSOR_STATISTICS
 from gradscope.capture.arena import Arena
 from gradscope.capture.modules import ModuleProbe
 from gradscope.capture.modules import Slot
+from gradscope.capture.panel import Panel
 from gradscope.capture.parameters import ParameterProbe
 from gradscope.capture.pulses import is_loss_scale
 from gradscope.capture.transfer import Mailbox
@@ -27,6 +28,9 @@ from gradscope.records import Schema
 
 HISTOGRAMS_DENSE = 4  # frames from the start that carry histograms, then one in HISTOGRAMS_EVERY
 HISTOGRAMS_EVERY = 10
+
+_OWN_KINDS = ("input", "activation", "activation_gradient")
+_ROWS = frozenset(TENSOR_STATISTICS)
 
 # Outside of centre ± half-width a nonlinearity's derivative is under 5 % of its largest: of its output, and of its input.
 _SATURATED_OUTPUT = {"Tanh": (0.0, 0.9747), "Sigmoid": (0.5, 0.4874)}
@@ -62,14 +66,20 @@ class FrameMaker:
             self._limits.clear()
 
     def make(
-        self, step: int, parameters: ParameterProbe, stepped: Collection[str], *, loss_scale: torch.Tensor | None = None
+        self,
+        step: int,
+        parameters: ParameterProbe,
+        stepped: Collection[str],
+        panel: Panel,
+        *,
+        loss_scale: torch.Tensor | None = None,
     ) -> None:
         """Reduce the step's rows on their devices and send them off. The probes may start on the next step at once.
 
         ``stepped`` are the parameters whose optimizer made the step; ``loss_scale`` is what the loss was multiplied with last,
         should that be a GradScaler's doing.
         """
-        schema = self._schema = self._current_schema(parameters)
+        schema = self._schema = self._current_schema(parameters, panel)
         with_histograms = self._made < HISTOGRAMS_DENSE or self._made % HISTOGRAMS_EVERY == 0
         self._made += 1
         parts: list[_Part] = []
@@ -83,24 +93,34 @@ class FrameMaker:
                     tensors.append(arena.histograms())
         parameter_tables = parameters.tables()
         masks = parameters.masks(stepped)
+        readings = panel.read(schema.parameters, schema.modules)
+        read = [tensor for reading in readings for tensor in reading.tensors]
         can_saturate = np.array([self._saturation(slot) is not None for slot in self._modules.slots], dtype=bool)
 
         def arrived(arrays: Sequence[Array]) -> None:
             columns, histograms = _tables(schema, parts, arrays[: len(tensors)], with_histograms)
             columns["activation.saturated"][~can_saturate] = np.nan
-            columns.update(parameters.columns(arrays[len(tensors) : len(tensors) + len(parameter_tables)], masks))
+            end = len(tensors) + len(parameter_tables)
+            columns.update(parameters.columns(arrays[len(tensors) : end], masks))
+            for reading in readings:
+                start, end = end, end + len(reading.tensors)
+                columns.update(reading.columns(arrays[start:end]))
             if loss_scale is not None:
                 _unscale(columns, histograms, float(arrays[-1]))
             self._deliver(Frame(step, schema, columns, histograms))
 
-        self._mailbox.send([*tensors, *parameter_tables, *([] if loss_scale is None else [loss_scale])], arrived)
+        self._mailbox.send([*tensors, *parameter_tables, *read, *([] if loss_scale is None else [loss_scale])], arrived)
 
-    def _current_schema(self, parameters: ParameterProbe) -> Schema:
-        inputs, modules = self._modules.inputs, self._modules.slots
+    def _current_schema(self, parameters: ParameterProbe, panel: Panel) -> Schema:
+        inputs, modules, others = self._modules.inputs, self._modules.slots, panel.sites()
+        losses, attentions = others.get("loss", ()), others.get("attention", ())
         last = self._schema
-        if (len(last.inputs), len(last.modules), last.parameters) == (len(inputs), len(modules), parameters.sites):
+        counted = (len(last.inputs), len(last.modules)) == (len(inputs), len(modules))
+        if counted and (last.parameters, last.losses, last.attentions) == (parameters.sites, losses, attentions):
             return last  # one object for all frames of a schema: comparing and hashing it is then free
-        return Schema(tuple(slot.site for slot in inputs), tuple(slot.site for slot in modules), parameters.sites)
+        return Schema(
+            tuple(slot.site for slot in inputs), tuple(slot.site for slot in modules), parameters.sites, losses, attentions
+        )
 
     def _limits_of(self, arena: Arena) -> torch.Tensor:
         known = self._limits.get(arena)
@@ -126,14 +146,15 @@ def _tables(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     columns = {
         f"{kind}.{statistic}": np.full(len(schema.sites(kind)), np.nan, dtype=np.float32)
-        for kind in STATISTICS
+        for kind in _OWN_KINDS
         for statistic in STATISTICS[kind]
+        if statistic in TENSOR_STATISTICS
     }
     histograms: dict[str, Array] = {}
     each = 2 if with_histograms else 1
     for part, table, histogram in zip(parts, arrays[::each], arrays[each - 1 :: each], strict=True):
         rows, sites = _filled(part)
-        for statistic in STATISTICS[part.kind]:
+        for statistic in STATISTICS[part.kind].keys() & _ROWS:
             columns[f"{part.kind}.{statistic}"][sites] = table[TENSOR_STATISTICS.index(statistic)][rows]
         if with_histograms:
             shares = histograms.setdefault(

@@ -126,7 +126,9 @@ class PulseMaker:
         loss = sum(unscaled) / len(unscaled) if unscaled else math.nan
         if step.norm is not None and math.isnan(norm):
             norm = math.inf  # captured, and not finite
-        row = (index, loss, norm, learning_rate, seconds, own, backwards, sampled, foreign)
+        scales = [factor for factor in factors if is_loss_scale(factor)]
+        scale = scales[-1] if scales else math.nan
+        row = (index, loss, norm, learning_rate, seconds, own, backwards, sampled, foreign, scale)
         self._receiver(row, alarming=bool(losses) and self._looks_wrong(loss, norm, captured=step.norm is not None))
 
     def _looks_wrong(self, loss: float, norm: float, *, captured: bool) -> bool:

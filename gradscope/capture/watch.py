@@ -14,8 +14,11 @@ from torch.optim.optimizer import Optimizer
 from gradscope.capture.describe import Description
 from gradscope.capture.ensemble import Ensemble
 from gradscope.capture.frames import FrameMaker
+from gradscope.capture.graph import Graph
 from gradscope.capture.graph import reaches
+from gradscope.capture.instruments import instruments
 from gradscope.capture.modules import ModuleProbe
+from gradscope.capture.panel import Panel
 from gradscope.capture.parameters import ParameterProbe
 from gradscope.capture.pulses import PulseMaker
 from gradscope.capture.schedule import Governor
@@ -68,6 +71,7 @@ class Watch:
         self._mailbox = Mailbox()
         self._modules = ModuleProbe(model, include, exclude, guard)
         self._parameters: ParameterProbe | None = None
+        self._panel = Panel(instruments(model))
         self._frames = FrameMaker(self._modules, self._mailbox, sink.frame)
         self._pulses = PulseMaker(self._mailbox, self._take_pulse)
         self._description = Description(info)
@@ -100,6 +104,7 @@ class Watch:
         self._stopped = True
         LOOP.leave(self)
         self._modules.switch_off()
+        self._panel.switch_off()
         try:
             self.settle()
         finally:
@@ -190,7 +195,10 @@ class Watch:
             parameters.take_carried()
             if not self._description.has_optimizer:  # none may come: then the step lies between two backward calls
                 parameters.take_before()
-        ours = self._is_ours(loss)
+        graph = Graph(loss) if self._reading_graph and loss.grad_fn is not None else None
+        ours = self._is_ours(loss, graph)
+        if self._sampling and ours:
+            self._panel.before_backward(loss, graph)
         self._pulses.backward(loss, ours=ours)
         self._unstepped += ours
         self._modules.keep_last |= self._pulses.loss_scale is not None
@@ -204,8 +212,10 @@ class Watch:
             self._pulses.norm(None)
         if not self._in_closure:
             self._take_norm(_tensors(optimizer))
-        if self._sampling and not follows:
-            self._parameters_now().take_before()
+        if self._sampling:
+            self._panel.before_step(optimizer)
+            if not follows:
+                self._parameters_now().take_before()
 
     def _after_own_step(self, optimizer: Optimizer, names: tuple[str, ...]) -> bool:
         """Whether the training's step has ended with this optimizer's."""
@@ -218,6 +228,8 @@ class Watch:
             self._take_norm(_tensors(optimizer))
             if self._sampling:
                 self._parameters_now().take_gradients()
+        if self._sampling:
+            self._panel.after_step(optimizer)
         return self._ensemble.add(optimizer, names)
 
     def _after_strange_step(self, optimizer: Optimizer) -> bool:
@@ -270,7 +282,7 @@ class Watch:
             parameters.take_gradients()
         parameters.take_after()
         stepped = self._ensemble.parameters or {site.path for site in parameters.sites}
-        self._frames.make(self._step, parameters, stepped, loss_scale=self._pulses.loss_scale)
+        self._frames.make(self._step, parameters, stepped, self._panel, loss_scale=self._pulses.loss_scale)
         self._samples += 1
 
     def _begin_step(self, *, sampled: bool) -> None:
@@ -284,8 +296,10 @@ class Watch:
             self._modules.start_step()
             self._modules.reading_graph = self._reads_graph_next()
             self._modules.switch_on()
+            self._panel.start_step()
         else:
             self._modules.switch_off()
+            self._panel.switch_off()
             self._modules.seconds, self._modules.calls = 0.0, 0
         if not sampled and self._parameters is not None:
             self._parameters.forget()
@@ -324,19 +338,19 @@ class Watch:
     def _reads_graph_next(self) -> bool:
         return self._samples < GRAPHS_DENSE or self._samples % GRAPHS_EVERY == 0
 
-    def _is_ours(self, loss: torch.Tensor) -> bool:
+    def _is_ours(self, loss: torch.Tensor, graph: Graph | None) -> bool:
         """Whether a loss reaches the model; where nothing else trains in the loop, asked only where the graph is read."""
-        if self._reading_graph:
-            return self._read_graph(loss)
+        if graph is not None:
+            return self._read(graph)
         alone = LOOP.has_one_listener and not self.info.shared_process
         return alone or loss.grad_fn is None or reaches(loss.grad_fn, self._parameters_now().ids)
 
-    def _read_graph(self, loss: torch.Tensor) -> bool:
+    def _read(self, graph: Graph) -> bool:
         """Read the graph of a loss; whether it reaches the model at all."""
         model = self._model()
-        if model is None or loss.grad_fn is None:
+        if model is None:
             return True
-        reaches = self._description.graph(loss, model, self._modules.slots)
+        reaches = self._description.graph(graph, model, self._modules.slots)
         self._frames.learn({m.path: (m.type, m.activation) for m in self.info.modules})
         return reaches
 
