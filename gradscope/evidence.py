@@ -8,22 +8,25 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from gradscope.records import ModuleInfo
 from gradscope.records import Severity
+from gradscope.records import StepQuality
 from gradscope.timeline import Timeline
+from gradscope.trends import median_of
 
 Mask = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.intp]
 
 PATIENCE = 100  # steps after which a training that does not progress is called wasted
 WARM_UP_LOOK = 10  # steps that are looked back on to see a learning rate rise
+LEAST_TIME_STEPS = 4  # that a gradient must have come back through before its growth counts
 
 
 def works(timeline: Timeline) -> bool:
     """Whether training demonstrably works: no blow-up, and a loss that fell, below the best constant prediction's if known."""
     if timeline.onset is not None:
         return False
-    losses = timeline.info.wiring.losses if timeline.info.wiring else ()
-    known = losses[0].baseline if len(losses) == 1 else None
+    known = timeline.known_baseline
     if known and timeline.last_loss < 0.5 * known:
         return True
     return timeline.learning and not (known and timeline.last_loss > 0.95 * known)
@@ -95,9 +98,108 @@ def growth(series: npt.NDArray[np.float64]) -> tuple[float, float]:
     return float(np.median(known[:3]) if len(known) > 3 else known[0]), float(known[-1])
 
 
+def overshoot(timeline: Timeline) -> StepQuality | None:
+    """The first step that a probe found to be longer than the valley of the loss is wide, though it followed the gradient down.
+
+    A step that does not follow it down goes up at any length. NaN stands where the gradient or the step were not finite.
+    """
+    known = (probe for probe in timeline.info.probes if probe.step < timeline.step_count)
+    return next((probe for probe in known if probe.overshoot > 1 and not probe.slope >= 0), None)
+
+
+def suffices(timeline: Timeline, rule: str) -> bool:
+    """Whether a step that overshot was measured to stay in the valley once what ``rule`` blames is taken away."""
+    found = overshoot(timeline)
+    return found is not None and found.without.get(rule, float("inf")) < 1
+
+
+def measured(timeline: Timeline, rule: str) -> dict[str, float | None]:
+    """The overshoot of the step that was probed, with what ``rule`` blames and without it, for evidence; {} where none was.
+
+    None stands for what no part of the step that was tried keeps in the valley.
+    """
+    found = overshoot(timeline)
+    if found is None or rule not in found.without:
+        return {}
+    with_it, without = found.overshoot, found.without[rule]
+    return {
+        "overshoot": with_it if np.isfinite(with_it) else None,
+        "overshoot_without": without if np.isfinite(without) else None,
+    }
+
+
+def began(timeline: Timeline) -> str:
+    """Where the first value that is not finite came from, as the end of a sentence; empty where that is not known."""
+    found = timeline.info.origin
+    if found is None:
+        return ""
+    where = {"forward": f"in {found.module or 'the model'}", "between": f"before {found.module}", "loss": "in the loss"}
+    what = {"parameter": "weights that were not finite", "input": "an input that was not finite", "backward": "the way back"}
+    place = where.get(found.place)
+    cause = f"{found.node or 'an operation'} {place}" if place else what[found.place]
+    return f"; it began at step {found.step} with {cause}"
+
+
 def clipping_norm(timeline: Timeline) -> float:
     """A gradient norm to clip at: the 90th percentile of the last 200 before the onset, two digits; 1 where none is known."""
     norms = timeline.pulse("gradient_norm")
     calm = timeline.pulse("step") < (np.inf if timeline.onset is None else timeline.onset)
     norms = norms[calm & np.isfinite(norms) & (norms > 0)][-200:]
     return float(f"{np.percentile(norms, 90):.2g}") if len(norms) else 1.0
+
+
+def matrices(timeline: Timeline) -> Mask:
+    """Which parameter sites are trained matrices that do not start at zero; [parameter sites]."""
+    known = (timeline.parameters.get(site.path) for site in timeline.schema.parameters)
+    return np.array([bool(p and len(p.shape) >= 2 and not p.zero_at_start) for p in known], dtype=bool) & timeline.trained
+
+
+def captured(table: npt.NDArray[np.floating]) -> Indices:
+    """The sampled steps at which a column was captured for any site: the rows of ``table`` with a finite number."""
+    return np.flatnonzero(np.isfinite(table).any(axis=1))
+
+
+def usual_rate(timeline: Timeline) -> float:
+    """Median learning rate of the run; NaN where none is known."""
+    rates = timeline.pulse("learning_rate")
+    return median_of(rates[rates > 0])
+
+
+def stuck(timeline: Timeline, steps: int, *, level: float = 0.9) -> bool:
+    """Whether the last ``steps`` losses all along stood at the best constant prediction's, where that is known."""
+    known = timeline.known_baseline
+    recent = timeline.loss[-steps:]
+    if not known or len(recent) < steps or timeline.progressing:
+        return False
+    return all(median_of(part) >= level * known for part in np.array_split(recent, 4))
+
+
+def recurrent_weights(timeline: Timeline, path: str) -> list[str]:
+    """Names of the matrices that a recurrent module applies again at each time step; empty where it has none."""
+    below = f"{path}." if path else ""
+    own = [p for p in timeline.info.parameters if p.name.startswith(below) and len(p.shape) == 2]
+    hidden = [p.name for p in own if p.name.rpartition(".")[2].startswith("weight_hh")]
+    return hidden or [p.name for p in own if p.shape[0] == p.shape[1]]
+
+
+def time_growth(timeline: Timeline) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Decades that gradients grow back through time, and time steps; NaN but for modules that recur; [frames, module sites].
+
+    A module that is called many times recurs where it has a square matrix: activations and heads that several places share
+    have none.
+    """
+    grown, steps = (timeline.column(f"activation_gradient.{name}").astype(np.float64) for name in ("time_growth", "time_steps"))
+    seen = np.isfinite(grown) & (steps >= LEAST_TIME_STEPS) & np.isfinite(steps)
+    recurs = [seen[:, i].any() and bool(recurrent_weights(timeline, s.path)) for i, s in enumerate(timeline.schema.modules)]
+    seen &= np.array(recurs, dtype=bool)
+    return np.where(seen, grown, np.nan), np.where(seen, steps, np.nan)
+
+
+def batch_norms(timeline: Timeline) -> tuple[ModuleInfo, ...]:
+    """The modules that normalise over the batch and keep running statistics of it."""
+    return tuple(module for module in timeline.info.modules if module.role == "norm" and "BatchNorm" in module.type)
+
+
+def before_onset(timeline: Timeline) -> Mask:
+    """Which sampled steps came before the training blew up, all where it did not; [sampled steps]."""
+    return timeline.steps < (np.inf if timeline.onset is None else timeline.onset)

@@ -96,8 +96,8 @@ STATISTICS: Mapping[str, Mapping[str, str]] = {
         "graph_nodes": "nodes of the autograd graph under the step's last loss; NaN where it was not read",
         "forwards": "forward passes of the model with gradients in this step",
         "evaluating": "share of dropout and batch-norm modules that ran in evaluation mode, with gradients",
-        "untouched_statistics": "1 where a batch norm in evaluation mode still has the running statistics of its start, else 0",
-        "idle_training_forwards": "forward passes without gradients, since the last step, with dropout or batch norm in training mode",
+        "untouched_statistics": "1 where a batch norm in evaluation mode has the running statistics of its start, else 0",
+        "idle_training_forwards": "forward passes without gradients, since the last step, with batch norm or dropout in training",
         "clip_norm": "global gradient norm that clip_grad_norm_ found; NaN where it was not called",
         "clip_limit": "the max_norm that it was given",
         "clip_place": "when: 0 between backward and step, 1 with no gradient, 2 after the step, 3 on scaled gradients",
@@ -233,7 +233,7 @@ class OptimizerInfo:
 class LossInfo:
     """The contract between model and loss, as the autograd graph shows it."""
 
-    kind: str  # cross_entropy nll mse l1 smooth_l1 bce bce_with_logits kl_div other
+    kind: str  # cross_entropy nll mse l1 smooth_l1 bce bce_with_logits kl_div poisson_nll gaussian_nll other
     node: str  # name of the autograd node
     reduction: str | None = None  # mean sum none
     input_shape: tuple[int, ...] | None = None

@@ -40,7 +40,7 @@ from gradscope.timeline import Timeline
 from gradscope.version import __version__
 
 GROWTH_BETWEEN_JUDGEMENTS = 1.3  # frames must have grown by this factor before the rules look again; keeps their cost linear
-SHARE_FOR_JUDGING = 0.25  # of the budget, at most
+SHARE_FOR_JUDGING = 0.1  # of the budget, at most
 
 
 def attach(
@@ -90,12 +90,12 @@ def attach(
         every=None if every is None else int(every),
         select=None if select is None else _names(select),
         ignore=_names(ignore or ()),
-        probe="not built into this version" if probe else "switched off with probe=False",
+        probe="not needed so far" if probe else "switched off with probe=False",
     )
     chosen(info.select, info.ignore)
     where = Path(logdir) if logdir is not None else _default_logdir()
     directory = run_directory(where, title, explicit=name is not None, taken=exits.EXITS.directories())
-    return Scope(model, info, directory, include=include, exclude=exclude, on_finding=on_finding)
+    return Scope(model, info, directory, include=include, exclude=exclude, probe=bool(probe), on_finding=on_finding)
 
 
 @final
@@ -110,6 +110,7 @@ class Scope:
         *,
         include: str | None,
         exclude: str | None,
+        probe: bool,
         on_finding: Callable[[Finding], None] | None,
     ) -> None:
         self._rules = chosen(info.select, info.ignore)
@@ -120,7 +121,7 @@ class Scope:
         self._judge_at = 1
         self._judge_from = 0.0  # on perf_counter's clock
         self._closed = False
-        self._watch = Watch(model, info, self, include=include, exclude=exclude, guard=self._failed)
+        self._watch = Watch(model, info, self, include=include, exclude=exclude, guard=self._failed, probe=probe)
         self._archive.info(info)
         self._watch.start()
         exits.EXITS.register(self, directory)

@@ -39,6 +39,9 @@ _LACKING = {
     "input": "the model took no floating-point tensor as input",
     "loss": "the loss function was not recognised in the autograd graph",
     "attention": "no scaled dot-product attention was seen in the autograd graph",
+    "activation.saturated": "no tanh or sigmoid was seen",
+    "loss.target_rms": "the targets of the loss are labels, or could not be seen",
+    "loss.label_entropy": "the targets of the loss are no class labels, or could not be seen",
 }
 
 
@@ -103,6 +106,13 @@ class Timeline:
             self._columns[name] = self._build(name)
         return self._columns[name]
 
+    def held(self, name: str) -> Array:
+        """A column whose gaps hold what was captured last: of what changes slowly and is not captured on every sampled step."""
+        table = self.column(name)
+        seen = np.where(np.isnan(table), -1, np.arange(len(table))[:, None])
+        last = np.maximum.accumulate(seen, axis=0) if len(table) else seen
+        return np.where(last >= 0, np.take_along_axis(table, np.maximum(last, 0), axis=0), np.float32(np.nan))
+
     def _build(self, name: str) -> Array:
         kind = name.partition(".")[0]
         sites = self.schema.sites(kind)
@@ -142,9 +152,7 @@ class Timeline:
             return _LACKING.get(kind, f"no {kind.replace('_', ' ')} was seen")
         if np.isfinite(self.column(need)).any():
             return None
-        if need == "activation.saturated":
-            return "no tanh or sigmoid was seen"
-        return f"{name.replace('_', ' ')} of {kind.replace('_', ' ')}s was not captured"
+        return _LACKING.get(need, f"{name.replace('_', ' ')} of {kind.replace('_', ' ')}s was not captured")
 
     @cached_property
     def _unseen(self) -> bool:
@@ -250,7 +258,24 @@ class Timeline:
     def baseline(self) -> float:
         """The loss of the best constant prediction (ln C, Var(y)) where the graph told it, else the first loss."""
         known = [loss.baseline for loss in self.info.wiring.losses if loss.baseline] if self.info.wiring else []
-        return known[0] if known else self.first_loss
+        return known[0] * self._loss_factor if known else self.first_loss
+
+    @cached_property
+    def known_baseline(self) -> float | None:
+        """The loss of the best constant prediction where there is one loss function and it is known, else None."""
+        losses = {(loss.kind, loss.classes): loss.baseline for loss in self.info.wiring.losses} if self.info.wiring else {}
+        known = next(iter(losses.values())) if len(losses) == 1 else None
+        return known * self._loss_factor if known and known > 0 else None
+
+    @cached_property
+    def _loss_factor(self) -> float:
+        """What makes a mean over the terms of the first loss into what backward() is called on: its weight, times N for a sum."""
+        losses = self.info.wiring.losses if self.info.wiring else ()
+        if not self.schema.losses or not losses:
+            return 1.0
+        weight, count = (median_of(self.column(f"loss.{name}")[:, 0]) for name in ("weight", "target_count"))
+        factor = weight if weight > 0 else 1.0
+        return factor * count if losses[0].reduction == "sum" and count > 0 else factor
 
     @cached_property
     def learning(self) -> bool:

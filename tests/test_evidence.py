@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from gradscope.evidence import gravity
 from gradscope.evidence import overshot
+from gradscope.evidence import recurrent_weights
+from gradscope.evidence import stuck
+from gradscope.evidence import time_growth
 from gradscope.evidence import works
 from gradscope.records import Severity
+from tests.timelines import Net
 from tests.timelines import Values
 from tests.timelines import build
 from tests.timelines import classification
 from tests.timelines import empty
+from tests.timelines import linear
+from tests.timelines import parameter
 
 BROKEN: Values = lambda step: 1.4 if step < 50 else math.nan  # noqa: E731
 NO_BASELINE = classification(losses=())
@@ -52,3 +59,32 @@ def test_an_overshoot_is_a_jump_that_training_does_not_get_over() -> None:
 )
 def test_gravity_follows_what_becomes_of_the_training(loss: Values, total: int, severity: Severity) -> None:
     assert gravity(build(steps=range(12), total=total, pulses={"loss": loss})) is severity
+
+
+def test_a_loss_is_stuck_where_it_stands_at_the_best_constant_predictions() -> None:
+    stands = lambda step: 1.39 + 0.01 * math.sin(7 * step)  # noqa: E731
+    assert stuck(build(total=300, pulses={"loss": stands}), 200)
+    assert not stuck(build(total=150, pulses={"loss": stands}), 200)
+    assert not stuck(build(total=300, pulses={"loss": stands}, wiring=NO_BASELINE), 200)
+    assert not stuck(build(total=300, pulses={"loss": lambda step: stands(step) if step < 250 else 1.0}), 200)
+    assert not stuck(build(total=300), 200)
+
+
+def test_the_matrix_of_a_recurrent_layer_is_that_of_its_state() -> None:
+    cell = Net((), (parameter("cell.weight_ih_l0", (32, 32)), parameter("cell.weight_hh_l0", (32, 32))))
+    timeline = build(cell + linear("square", 16, 16) + linear("head", 32, 4))
+    assert recurrent_weights(timeline, "cell") == ["cell.weight_hh_l0"]
+    assert recurrent_weights(timeline, "square") == ["square.weight"]
+    assert recurrent_weights(timeline, "head") == []
+
+
+def test_growth_through_time_is_known_where_a_module_recurs_over_four_steps() -> None:
+    net = linear("again", 16, 16) + linear("head", 16, 4)
+
+    def known(steps: float) -> list[bool]:
+        columns = {"activation_gradient.time_growth": 1.0, "activation_gradient.time_steps": steps}
+        return [bool(site) for site in np.isfinite(time_growth(build(net, columns=columns))[0]).any(axis=0)]
+
+    assert known(4) == [True, False]
+    assert known(3) == [False, False]
+    assert known(math.inf) == [False, False]

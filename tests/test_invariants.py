@@ -279,8 +279,9 @@ def test_no_operation_of_a_sampled_step_needs_a_value(kind):
 
     It shows that hooks, backward and step issue none, and no copy to another device. It cannot show that a copy to the host
     is asynchronous there (see the test below, for a machine with CUDA), and it leaves out the first step, which looks once
-    whether each parameter is all zero.
+    whether each parameter is all zero, and which is replayed where it looks suspicious.
     """
+    torch.manual_seed(0)
     make, batch, loss_of = KINDS[kind]
     model = make()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

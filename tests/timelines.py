@@ -144,6 +144,21 @@ def classification(net: Net = SMALL, **changes: Any) -> Wiring:
     return Wiring(**(facts | changes))
 
 
+def one_loss(kind: str = "mse", *, net: Net = SMALL, **changes: Any) -> Wiring:
+    """The wiring of a run with one loss of this kind, a regression's by default; ``changes`` are of the LossInfo."""
+    facts: dict[str, Any] = {"reduction": "mean", "input_shape": (32, 1), "target_shape": (32, 1)}
+    return classification(net, losses=(LossInfo(kind, "LossBackward0", **(facts | changes)),))
+
+
+def regressed(*, mean: float = 0.0, std: float = 1.0, low: float = -3.0, high: float = 3.0) -> dict[str, Values]:
+    """The columns of a loss whose targets are numbers with this mean and standard deviation."""
+    return {
+        "loss.target_mean": mean, "loss.target_rms": math.hypot(mean, std), "loss.target_signal": std,
+        "loss.target_low": low, "loss.target_high": high, "loss.target_nonfinite": 0.0,
+        "loss.label_entropy": math.nan, "loss.label_entropy_seen": math.nan, "loss.log_partition": math.nan,
+    }  # fmt: skip
+
+
 def build(
     net: Net = SMALL, *,
     steps: Iterable[int] = STEPS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import final
 
@@ -15,8 +16,10 @@ from gradscope.capture.sampling import Block
 from gradscope.records import HISTOGRAM_BINS
 from gradscope.records import HISTOGRAM_LOWEST
 
+_ONE = (1,)
 _SMALLEST = 1e-38  # keeps a row of zeros from dividing by zero
-_CHUNK_ON_CPU = 32  # rows: 128 KiB, whose temporaries the allocator keeps; larger ones go back to the system each time
+_TAME = (1e-15, 1e17)  # magnitudes whose squares neither vanish nor overflow in a sum of ELEMENTS
+_CHUNK_ON_CPU = 128  # rows: 512 KiB, which stay in the second cache while they are reduced
 _CHUNK_ELSEWHERE = 1024
 
 TENSOR_STATISTICS = ("mean", "rms", "absmax", "signal", "nonfinite", "zero", "saturated", "active_low", "active_high")
@@ -33,6 +36,7 @@ class Arena:
         self._chunk_rows = _CHUNK_ON_CPU if device.type == "cpu" else _CHUNK_ELSEWHERE
         self._chunks: list[torch.Tensor] = []
         self._rows: list[torch.Tensor] = []
+        self._work = torch.empty(0, ELEMENTS, dtype=torch.float32, device="cpu")  # on the CPU alone
 
     def add_row(self) -> int:
         """Make room for one more row and return its index."""
@@ -46,7 +50,7 @@ class Arena:
 
     def gather(self, row: int, tensor: torch.Tensor, block: Block) -> None:
         """Copy the block's elements of a detached strided tensor into a row: two or three operations, no layout copied."""
-        flat = tensor.as_strided((block.extent,), (1,))
+        flat = tensor.as_strided(block.flat, _ONE)
         if tensor.dtype is torch.float32:
             torch.index_select(flat, 0, block.index, out=self._rows[row])
         else:
@@ -62,23 +66,80 @@ class Arena:
         used = len(self._rows)
         return [c[: min(self._chunk_rows, used - i * self._chunk_rows)] for i, c in enumerate(self._chunks)]
 
-    def statistics(self, limits: torch.Tensor | None) -> torch.Tensor:
-        """TENSOR_STATISTICS of every row, float32 [statistics, rows], on the device. Waits for nothing.
+    def statistics(self, names: Sequence[str], limits: torch.Tensor | None) -> torch.Tensor:
+        """These of TENSOR_STATISTICS of every row, float32 [names, rows], on the device. Waits for nothing.
 
-        ``limits`` is [2, rows]: centre and half-width outside of which a value counts as saturated.
+        ``limits`` is [2, rows]: centre and half-width outside of which a value counts as saturated; None where none can.
         """
         parts = []
         start = 0
         for chunk in self.chunks():
             stop = start + len(chunk)
             part = None if limits is None else limits[:, start:stop]
-            parts.append(_statistics(chunk, tuple(self._batch[start:stop]), part))
+            parts.append(self._reduce(names, chunk, tuple(self._batch[start:stop]), part))
             start = stop
-        return torch.cat(parts, dim=1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _reduce(
+        self, names: Sequence[str], x: torch.Tensor, batch: tuple[int, ...], limits: torch.Tensor | None
+    ) -> torch.Tensor:
+        if x.device.type != "cpu":  # to ask whether the numbers are tame would wait for the device
+            return _picked(names, _statistics(x, batch, limits))
+        if len(self._work) < len(x):
+            self._work = torch.empty(len(x), ELEMENTS, dtype=torch.float32, device="cpu")
+        work = self._work[: len(x)]
+        tops = x.view(-1, SAMPLES, UNITS).amax(1)
+        absmax = torch.maximum(tops.amax(1), x.amin(1).neg_())
+        if not _is_tame(absmax):
+            return _picked(names, _statistics(x, batch, limits))
+        found = _tame_statistics(names, x, tops, absmax, batch, limits, work)
+        return torch.stack([found[name] for name in names])
 
     def histograms(self) -> torch.Tensor:
         """Share of each row's elements by magnitude, float32 [rows, HISTOGRAM_BINS], on the device."""
         return torch.cat([_histogram(chunk) for chunk in self.chunks()])
+
+
+def _picked(names: Sequence[str], table: torch.Tensor) -> torch.Tensor:
+    return torch.stack([table[TENSOR_STATISTICS.index(name)] for name in names])
+
+
+def _is_tame(absmax: torch.Tensor) -> bool:
+    """Whether every row is finite, and either all zeros or far from the ends of float32."""
+    held = absmax.numpy()
+    return bool((((held > _TAME[0]) & (held < _TAME[1])) | (held == 0)).all())
+
+
+def _tame_statistics(
+    names: Sequence[str],
+    x: torch.Tensor,
+    tops: torch.Tensor,
+    absmax: torch.Tensor,
+    batch: tuple[int, ...],
+    limits: torch.Tensor | None,
+    work: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """Those of TENSOR_STATISTICS that are wanted, of tame rows: half the operations of ``_statistics``, with the same results.
+
+    ``tops`` [rows, UNITS] is the largest value of each unit, ``work`` is like ``x``.
+    """
+    none = torch.zeros_like(absmax)
+    found = {"absmax": absmax, "nonfinite": none, "saturated": none}
+    found["rms"] = torch.linalg.vector_norm(x, 2, 1).mul_(ELEMENTS**-0.5)
+    if "mean" in names:
+        found["mean"] = x.mean(1)
+    if "zero" in names:
+        found["zero"] = torch.eq(x, 0, out=work).mean(1)
+    if "saturated" in names and limits is not None:
+        torch.sub(x, limits[0, :, None], out=work).abs_()
+        found["saturated"] = torch.gt(work, limits[1, :, None], out=work).mean(1)
+    if "active_low" in names:
+        active = torch.gt(tops, 0, out=torch.empty_like(tops))
+        bits = (active.view(-1, 2, UNITS // 2) * _powers(x.device)).sum(2)
+        found.update(active_low=bits[:, 0], active_high=bits[:, 1])
+    if "signal" in names:
+        found["signal"] = _signal(x, batch, work)
+    return found
 
 
 def _statistics(x: torch.Tensor, batch: tuple[int, ...], limits: torch.Tensor | None) -> torch.Tensor:
@@ -98,7 +159,7 @@ def _statistics(x: torch.Tensor, batch: tuple[int, ...], limits: torch.Tensor | 
         saturated = torch.gt((x - limits[0, :, None]).abs_(), limits[1, :, None], out=work).mean(1)
     active = torch.gt(x.view(-1, SAMPLES, UNITS).amax(1), 0, out=x.new_empty(len(x), UNITS))
     bits = (active.view(-1, 2, UNITS // 2) * _powers(x.device)).sum(2)
-    signal = _signal(scaled, batch) * scale
+    signal = _signal(scaled, batch, work) * scale
     return torch.stack([finite.mean(1), rms, absmax, signal, nonfinite, zero, saturated, bits[:, 0], bits[:, 1]])
 
 
@@ -106,27 +167,27 @@ def _powers(device: torch.device) -> torch.Tensor:
     return torch.exp2(torch.arange(UNITS // 2, device=device, dtype=torch.float32))
 
 
-def _signal(x: torch.Tensor, batch: tuple[int, ...]) -> torch.Tensor:
+def _signal(x: torch.Tensor, batch: tuple[int, ...], work: torch.Tensor) -> torch.Tensor:
     """Standard deviation over the batch at a fixed unit and position, rms over both; NaN for a batch of one. [rows]
 
-    sig = sqrt(mean over units and positions of Var over the batch), Var with n - 1.
+    sig = sqrt(mean over units and positions of Var over the batch), Var with n - 1. ``work`` is like ``x`` and overwritten.
     """
     runs: list[torch.Tensor] = []  # of rows with one batch: slices, as an index list would have to be copied
     start = 0
     for size, rows in groupby(batch):
         stop = start + sum(1 for _ in rows)
-        runs.append(_signal_of(x[start:stop], size))
+        runs.append(_signal_of(x[start:stop], size, work[start:stop]))
         start = stop
     return runs[0] if len(runs) == 1 else torch.cat(runs)
 
 
-def _signal_of(x: torch.Tensor, batch: int) -> torch.Tensor:
+def _signal_of(x: torch.Tensor, batch: int, work: torch.Tensor) -> torch.Tensor:
     if batch == 1:
         return x.new_full((len(x),), float("nan"))
     groups = x.view(-1, batch, ELEMENTS // batch)
-    deviation = (groups - groups.mean(1, keepdim=True)).view(-1, ELEMENTS)
+    torch.sub(groups, groups.mean(1, keepdim=True), out=work.view(-1, batch, ELEMENTS // batch))
     scale: float = (batch / (batch - 1) / ELEMENTS) ** 0.5
-    norms: torch.Tensor = torch.linalg.vector_norm(deviation, 2, 1)
+    norms: torch.Tensor = torch.linalg.vector_norm(work, 2, 1)
     return norms.mul_(scale)
 
 
@@ -144,15 +205,11 @@ def _histogram(x: torch.Tensor) -> torch.Tensor:
     return counts.view(len(x), HISTOGRAM_BINS) / ELEMENTS
 
 
-def block_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """absmax, share of zeros and spread between rows of parameter blocks, each [rows].
-
-    The spread is the variance between a matrix's rows over its mean square: 0 where all rows are equal.
-    """
+def row_spread(x: torch.Tensor) -> torch.Tensor:
+    """The variance between a matrix's rows over its mean square, of blocks of parameters: 0 where all rows are equal. [rows]"""
     finite = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
     absmax = finite.abs().amax(1)
     scaled = (finite / absmax.clamp_min(_SMALLEST)[:, None]).view(-1, SAMPLES, UNITS)
     deviation = (scaled - scaled.mean(2, keepdim=True)).view(-1, ELEMENTS)
-    spread = deviation.square().sum(1) / scaled.view(-1, ELEMENTS).square().sum(1).clamp_min_(_SMALLEST)
-    zero = torch.eq(x, 0, out=torch.empty_like(x)).mean(1)
-    return absmax, zero, spread
+    spread: torch.Tensor = deviation.square().sum(1) / scaled.view(-1, ELEMENTS).square().sum(1).clamp_min_(_SMALLEST)
+    return spread

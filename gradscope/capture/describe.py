@@ -16,8 +16,12 @@ from gradscope.capture.losses import read_losses
 from gradscope.capture.modules import Slot
 from gradscope.capture.roles import describe_modules
 from gradscope.capture.roles import describe_parameters
+from gradscope.records import LossInfo
+from gradscope.records import ModuleInfo
 from gradscope.records import OptimizerInfo
+from gradscope.records import Origin
 from gradscope.records import RunInfo
+from gradscope.records import StepQuality
 from gradscope.records import Wiring
 
 _MOST_LOSSES = 8
@@ -42,9 +46,8 @@ class Description:
         parameters = describe_parameters(model)
         first = next(model.parameters(), None)
         device = str(first.device) if first is not None else "cpu"
-        followers = {(m.path, m.type): (m.activation, m.norm_follows) for m in self.info.modules}
-        modules = [(m, *followers.get((m.path, m.type), (None, False))) for m in describe_modules(model)]
-        described = tuple(replace(m, activation=activation, norm_follows=norm) for m, activation, norm in modules)
+        known = {(m.path, m.type): m for m in self.info.modules}
+        described = tuple(_as_known(m, known.get((m.path, m.type))) for m in describe_modules(model))
         self.info = replace(self.info, modules=described, parameters=parameters, device=device)
 
     def optimizer(self, optimizer: Optimizer, names: tuple[str, ...], *, strangers: int) -> None:
@@ -65,6 +68,16 @@ class Description:
         if not self.info.shared_process:
             self.info = replace(self.info, shared_process=True)
 
+    def probed(self, sentence: str, found: StepQuality | None) -> None:
+        """When the step-quality probe ran, or why it did not, and what it found."""
+        probes = self.info.probes if found is None else (*self.info.probes, found)
+        if self.info.probe != sentence or found is not None:
+            self.info = replace(self.info, probe=sentence, probes=probes)
+
+    def found_origin(self, origin: Origin) -> None:
+        """Where the run's first value that is not finite came from."""
+        self.info = replace(self.info, origin=origin)
+
     def graph(self, graph: Graph, model: torch.nn.Module, slots: Sequence[Slot]) -> bool:
         """Read one loss's graph; whether it reaches any parameter of the model."""
         names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -73,6 +86,7 @@ class Description:
             return False
         self._add_wiring(graph, reached)
         self._add_followers(graph, slots)
+        self._add_seen(model, slots)
         self._add_cuts(slots)
         return True
 
@@ -81,9 +95,7 @@ class Description:
         order = [parameter.name for parameter in self.info.parameters]
         all_reached = reached.union(old.reached)
         new = Wiring(
-            losses=tuple({_without_baseline(loss): loss for loss in (*read_losses(graph), *old.losses)}.values())[
-                :_MOST_LOSSES
-            ],
+            losses=_joined(old.losses, read_losses(graph)),
             broadcasts=tuple(dict.fromkeys((*old.broadcasts, *read_broadcasts(graph))))[:_MOST_LOSSES],
             residual_additions=max(old.residual_additions, graph.residual_additions()),
             norms=max(old.norms, graph.norms()),
@@ -104,6 +116,16 @@ class Description:
         if modules != self.info.modules:
             self.info = replace(self.info, modules=modules)
 
+    def _add_seen(self, model: torch.nn.Module, slots: Sequence[Slot]) -> None:
+        """The type of each module's output, and the fewest values that a batch norm's statistics were taken over."""
+        seen = {slot.site.path: slot for slot in slots if slot.site.call == 0 and slot.dtype is not None}
+        found = dict(model.named_modules())
+        modules = tuple(
+            _with_seen(m, seen[m.path], found[m.path]) if m.path in seen and m.path in found else m for m in self.info.modules
+        )
+        if modules != self.info.modules:
+            self.info = replace(self.info, modules=modules)
+
     def _add_cuts(self, slots: Sequence[Slot]) -> None:
         """Where, in execution order, modules that no loss reaches give way to modules that one does."""
         wiring = self.info.wiring or Wiring()
@@ -117,8 +139,30 @@ class Description:
             self.info = replace(self.info, wiring=replace(wiring, cuts=cuts))
 
 
-def _without_baseline(loss: object) -> object:
-    return replace(loss, baseline=None, input_shape=None, target_shape=None)  # type: ignore[type-var]
+def _as_known(module: ModuleInfo, known: ModuleInfo | None) -> ModuleInfo:
+    """A module with what forward passes have shown of one of that name and type."""
+    if known is None:
+        return module
+    return replace(
+        module, activation=known.activation, norm_follows=known.norm_follows, dtype=known.dtype, samples=known.samples
+    )
+
+
+def _with_seen(info: ModuleInfo, slot: Slot, module: torch.nn.Module) -> ModuleInfo:
+    dtype = str(slot.dtype).removeprefix("torch.")
+    samples = info.samples
+    if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and slot.shape is not None and module.training:
+        now = slot.shape.numel() // slot.shape[1]
+        samples = now if samples is None else min(samples, now)
+    return info if (info.dtype, info.samples) == (dtype, samples) else replace(info, dtype=dtype, samples=samples)
+
+
+def _joined(known: tuple[LossInfo, ...], found: tuple[LossInfo, ...]) -> tuple[LossInfo, ...]:
+    """The losses in the order in which they first came, as they were first seen."""
+    first: dict[LossInfo, LossInfo] = {}
+    for loss in (*known, *found):
+        first.setdefault(replace(loss, reduction=None, baseline=None, input_shape=None, target_shape=None), loss)
+    return tuple(first.values())[:_MOST_LOSSES]
 
 
 def _settings(optimizer: Optimizer) -> dict[str, float]:

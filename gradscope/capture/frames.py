@@ -25,12 +25,16 @@ from gradscope.records import STATISTICS
 from gradscope.records import Array
 from gradscope.records import Frame
 from gradscope.records import Schema
+from gradscope.trends import Mask
 
 HISTOGRAMS_DENSE = 4  # frames from the start that carry histograms, then one in HISTOGRAMS_EVERY
 HISTOGRAMS_EVERY = 10
 
-_OWN_KINDS = ("input", "activation", "activation_gradient")
-_ROWS = frozenset(TENSOR_STATISTICS)
+# The statistics of each kind that are reductions of an arena's rows.
+_NAMES = {
+    kind: tuple(name for name in TENSOR_STATISTICS if name in STATISTICS[kind])
+    for kind in ("input", "activation", "activation_gradient")
+}
 
 # Outside of centre ± half-width a nonlinearity's derivative is under 5 % of its largest: of its output, and of its input.
 _SATURATED_OUTPUT = {"Tanh": (0.0, 0.9747), "Sigmoid": (0.5, 0.4874)}
@@ -58,12 +62,14 @@ class FrameMaker:
         self._schema = Schema()
         self._types: dict[str, tuple[str, str | None]] = {}  # by module path: class, activation that takes its output
         self._limits: dict[Arena, torch.Tensor] = {}
+        self._can_saturate: Mask = np.zeros(0, dtype=bool)  # by module site
 
     def learn(self, types: dict[str, tuple[str, str | None]]) -> None:
         """Which modules can saturate, from their classes and the activations that follow them."""
         if types != self._types:
             self._types = types
             self._limits.clear()
+            self._can_saturate = np.zeros(0, dtype=bool)
 
     def make(
         self,
@@ -82,20 +88,22 @@ class FrameMaker:
         schema = self._schema = self._current_schema(parameters, panel)
         with_histograms = self._made < HISTOGRAMS_DENSE or self._made % HISTOGRAMS_EVERY == 0
         self._made += 1
+        if len(self._can_saturate) != len(self._modules.slots):
+            self._can_saturate = np.array([self._saturation(slot) is not None for slot in self._modules.slots], dtype=bool)
         parts: list[_Part] = []
         tensors: list[torch.Tensor] = []
         for kind, slots, arenas in self._modules.by_kind():
             for arena in arenas:
                 places = tuple((held[1], i) for i, held in enumerate(slots) if held is not None and held[0] is arena)
                 parts.append(_Part(kind, places, tuple(arena.filled)))
-                tensors.append(arena.statistics(self._limits_of(arena) if kind == "activation" else None))
+                tensors.append(arena.statistics(_NAMES[kind], self._limits_of(arena) if kind == "activation" else None))
                 if with_histograms:
                     tensors.append(arena.histograms())
         parameter_tables = parameters.tables()
         masks = parameters.masks(stepped)
         readings = panel.read(schema.parameters, schema.modules)
         read = [tensor for reading in readings for tensor in reading.tensors]
-        can_saturate = np.array([self._saturation(slot) is not None for slot in self._modules.slots], dtype=bool)
+        can_saturate = self._can_saturate
 
         def arrived(arrays: Sequence[Array]) -> None:
             columns, histograms = _tables(schema, parts, arrays[: len(tensors)], with_histograms)
@@ -122,7 +130,9 @@ class FrameMaker:
             tuple(slot.site for slot in inputs), tuple(slot.site for slot in modules), parameters.sites, losses, attentions
         )
 
-    def _limits_of(self, arena: Arena) -> torch.Tensor:
+    def _limits_of(self, arena: Arena) -> torch.Tensor | None:
+        if not self._can_saturate.any():
+            return None
         known = self._limits.get(arena)
         if known is None or known.shape[1] != len(arena.filled):
             known = self._limits[arena] = self._make_limits(arena)
@@ -146,16 +156,15 @@ def _tables(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     columns = {
         f"{kind}.{statistic}": np.full(len(schema.sites(kind)), np.nan, dtype=np.float32)
-        for kind in _OWN_KINDS
-        for statistic in STATISTICS[kind]
-        if statistic in TENSOR_STATISTICS
+        for kind, names in _NAMES.items()
+        for statistic in names
     }
     histograms: dict[str, Array] = {}
     each = 2 if with_histograms else 1
     for part, table, histogram in zip(parts, arrays[::each], arrays[each - 1 :: each], strict=True):
         rows, sites = _filled(part)
-        for statistic in STATISTICS[part.kind].keys() & _ROWS:
-            columns[f"{part.kind}.{statistic}"][sites] = table[TENSOR_STATISTICS.index(statistic)][rows]
+        for statistic, row in zip(_NAMES[part.kind], table, strict=True):
+            columns[f"{part.kind}.{statistic}"][sites] = row[rows]
         if with_histograms:
             shares = histograms.setdefault(
                 part.kind, np.zeros((len(schema.sites(part.kind)), HISTOGRAM_BINS), dtype=np.float32)

@@ -133,6 +133,22 @@ def reaches(root: Any, leaves: Container[int]) -> bool:
     return bool(queue)
 
 
+def short_name(handle: Any) -> str:
+    """ "Addmm" for a node of the class AddmmBackward0."""
+    name: str = handle.name().rpartition("::")[2]
+    return name.rstrip("0123456789").removesuffix("Backward")
+
+
+def source_of(handle: Any, operand: int) -> Any:
+    """The node that made an operand, looking through those that only change its shape; None where it has no gradient."""
+    inputs = handle.next_functions
+    source = inputs[operand][0] if operand < len(inputs) else None
+    while source is not None and short_name(source) in TRANSPARENT:
+        inputs = source.next_functions
+        source = inputs[0][0] if inputs else None
+    return source
+
+
 def saved_tensor(handle: Any, name: str) -> torch.Tensor | None:
     """A tensor that an autograd node saved, ``name`` as in ``_saved_self`` without ``_saved_``.
 
@@ -171,9 +187,7 @@ def _walk(root: Any) -> Iterator[Node]:
 
 
 def _node(handle: Any, inputs: tuple[int | None, ...]) -> Node:
-    name = handle.name().rpartition("::")[2]
-    accumulates = name == "AccumulateGrad"
+    name = short_name(handle)
     metadata = handle._input_metadata
     shape = tuple(metadata[0].shape) if metadata else ()
-    short = name.rstrip("0123456789").removesuffix("Backward")
-    return Node(short, shape, inputs, handle, handle.variable if accumulates else None)
+    return Node(name, shape, inputs, handle, handle.variable if name == "AccumulateGrad" else None)

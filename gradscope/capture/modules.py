@@ -1,7 +1,6 @@
 """The module probe: what every module put out on a sampled step, and the gradient that came back to it.
 
-One global forward hook sees all modules, so that nothing hangs on the model: copies, pickles and ``torch.save`` carry nothing,
-and on unsampled steps there is no hook at all. Gradients come from a hook on the output tensor; a full backward hook would
+Gradients come from a hook on the output tensor; a full backward hook would
 raise where an in-place operation follows the module (pytorch#61519).
 """
 
@@ -9,22 +8,24 @@ from __future__ import annotations
 
 import re
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import fields
 from dataclasses import is_dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 from typing import final
 
 import torch
-from torch.nn.modules.module import register_module_forward_hook
+from torch import is_grad_enabled
 from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 
 from gradscope.capture.arena import Arena
+from gradscope.capture.hooks import ForwardHooks
 from gradscope.capture.roles import role_of
 from gradscope.capture.sampling import Axes
 from gradscope.capture.sampling import Block
@@ -35,7 +36,9 @@ MOST_CALLS = 4  # calls of one module in one forward pass that get sites of thei
 MOST_INPUTS = 4
 MOST_BLOCKS = 4096  # cached sets of offsets; sequence lengths that vary without end start it afresh
 
+# Bound once: between two operations of a training every name that is looked up costs a miss of the caches.
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # by vmap or grad of torch.func
+_current_graph_task_id = torch._C._current_graph_task_id
 _last_dimension = frozenset({"linear", "embedding", "recurrent", "attention"})
 
 
@@ -64,18 +67,55 @@ class Slot:
         self.place = place  # of its module, in the order of definition
         self.forward: tuple[Arena, int] | None = None
         self.backward: tuple[Arena, int] | None = None
+        self.axes = Axes(None, None)  # of the output
+        self._block: Block | None = None
+        self._layout: tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device] | None = None  # that the block was made for
         self.generation = -1  # of the forward pass whose output lies in the row
         self.node = -1  # sequence number of the autograd node that made the output, on steps whose graph is read
+
+    def remember(self, tensor: torch.Tensor, block: Block) -> None:
+        self._layout = (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        self._block = block
+
+    @property
+    def shape(self) -> torch.Size | None:
+        """Of the last output that was sampled."""
+        return self._layout[0] if self._layout is not None else None
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        return self._layout[2] if self._layout is not None else None
+
+    def fits(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor can be sampled because it is just like the last one: asked at every call, and cheap."""
+        known = self._layout
+        if known is None or type(tensor) is not torch.Tensor or tensor.layout is not torch.strided or _is_wrapped(tensor):
+            return False
+        return tensor.shape == known[0] and tensor.dtype is known[2] and tensor.device == known[3]
+
+    def block_of(self, tensor: torch.Tensor) -> Block | None:
+        """The elements of a tensor that fits; None where it is laid out otherwise."""
+        known = self._layout
+        alike = known is not None and tensor.shape == known[0] and tensor.stride() == known[1]
+        return self._block if alike else None
 
 
 @final
 class ModuleProbe:
     """Samples module outputs and their gradients into arenas while it is switched on."""
 
-    def __init__(self, model: torch.nn.Module, include: str | None, exclude: str | None, guard: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        include: str | None,
+        exclude: str | None,
+        hooks: ForwardHooks,
+        guard: Callable[[], None],
+    ) -> None:
         self._include = re.compile(include) if include else None
         self._exclude = re.compile(exclude) if exclude else None
         self._guard = guard  # called from an except clause: reports the failure and ends the watching
+        self._hooks = hooks
         self._root = weakref.ref(model)
         self._watched: dict[int, _Watched] = {}
         self._blocks: dict[tuple[Any, ...], Block] = {}
@@ -83,7 +123,6 @@ class ModuleProbe:
         self._forward_arenas: dict[torch.device, Arena] = {}
         self._backward_arenas: dict[torch.device, Arena] = {}
         self._input_arenas: dict[torch.device, Arena] = {}
-        self._handle: RemovableHandle | None = None
         self._generation = 0
         self.gradient_seen = False  # since the last ``start_step``
         self._last: Callable[[], torch.Tensor | None] = lambda: None
@@ -94,8 +133,6 @@ class ModuleProbe:
             False  # sample the last forward pass of a step, not the first: what came before may have been thrown away
         )
         self.reading_graph = False  # whether to note which autograd node each output comes from
-        self.seconds = 0.0  # spent in here since the last ``start_step``
-        self.calls = 0  # hooks that fired since the last ``start_step``
         self.refresh(model)
 
     def refresh(self, model: torch.nn.Module) -> None:
@@ -108,25 +145,12 @@ class ModuleProbe:
             slots = known[path].slots if path in known else []
             watched = _Watched(weakref.ref(module), path, role_of(module), _batch_axis(module), place, slots)
             self._watched[id(module)] = watched
+        heard = {key: partial(self._after_forward, watched) for key, watched in self._watched.items()}
+        self._hooks.listen(self, after=heard, before={})
 
     def _left_out(self, path: str) -> bool:
         missing = self._include is not None and not self._include.search(path)
         return missing or (self._exclude is not None and self._exclude.search(path) is not None)
-
-    # -- switching
-
-    @property
-    def on(self) -> bool:
-        return self._handle is not None
-
-    def switch_on(self) -> None:
-        if self._handle is None:
-            self._handle = register_module_forward_hook(self._after_forward, with_kwargs=True)
-
-    def switch_off(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
 
     def release(self) -> None:
         """Let go of the arenas and the slots: nothing is sampled any more."""
@@ -139,8 +163,6 @@ class ModuleProbe:
         """Forget what the rows hold: the next forward pass is a new step's."""
         self._generation += 1
         self.gradient_seen = False
-        self.seconds = 0.0
-        self.calls = 0
         for arena in self.arenas():
             arena.clear()
 
@@ -156,33 +178,22 @@ class ModuleProbe:
 
     # -- hooks
 
-    def _after_forward(self, module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if torch.compiler.is_compiling():  # first of all, lest the compiler trace further and give up on the model
-            return
-        watched = self._watched.get(id(module))
-        if watched is None or not torch.is_grad_enabled() or torch._C._is_tracing():
-            return
-        started = perf_counter()
-        try:
-            if watched.module() is module:
-                self._sample(watched, args, kwargs, output)
-        except Exception:
-            self._guard()
-        self.calls += 1
-        self.seconds += perf_counter() - started
+    def _after_forward(self, watched: _Watched, module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if is_grad_enabled() and watched.module() is module:
+            self._sample(watched, args, kwargs, output)
 
     def _sample(self, watched: _Watched, args: Any, kwargs: Any, output: Any) -> None:
         # Inside a backward pass a forward is a checkpoint's recompute: it is sampled only where the first could not be.
-        recompute = torch._C._current_graph_task_id() != -1
+        recompute = _current_graph_task_id() != -1
         if self.gradient_seen and not recompute:
             if not self.keep_last:
                 return  # a later micro-batch of the same step
             self._generation += 1
-            self._gradient_seen = False
+            self.gradient_seen = False
         if watched.generation != self._generation:
             watched.generation, watched.calls = self._generation, 0
-        tensor = output if isinstance(output, torch.Tensor) else _largest(output)
-        if tensor is not None and _can_be_sampled(tensor):
+        tensor = output if type(output) is torch.Tensor else _largest(output)
+        if tensor is not None:
             self._take(watched, tensor, recompute)
         if watched.path == "" and not recompute:
             self._take_inputs(args, kwargs)
@@ -191,24 +202,28 @@ class ModuleProbe:
     def _take(self, watched: _Watched, tensor: torch.Tensor, recompute: bool) -> None:
         if self._last() is tensor and self._last_version == tensor._version:
             return  # a container that hands on its child's tensor
-        self._last, self._last_version = weakref.ref(tensor), tensor._version
         call = watched.calls
-        watched.calls += 1
-        if call >= MOST_CALLS:
+        slot = watched.slots[call] if call < len(watched.slots) else None
+        if slot is None or not slot.fits(tensor):
+            if not _can_be_sampled(tensor):
+                return
+            slot = self._slot(watched, call, recompute) if call < MOST_CALLS else None
+        self._last, self._last_version = weakref.ref(tensor), tensor._version
+        watched.calls = call + 1
+        if slot is None:
             return
-        slot = self._slot(watched, call, recompute)
         if recompute and slot.generation >= self._generation - 1 and slot.forward and slot.forward[0].filled[slot.forward[1]]:
             return
         detached = tensor.detach()
-        arena, row = slot.forward or self._first_time(slot, tensor.device)
-        arena.gather(row, detached, self._block(watched, detached))
+        arena, row = slot.forward or self._first_time(slot, tensor)
+        arena.gather(row, detached, slot.block_of(detached) or self._learn(slot, watched, detached))
         slot.generation = self._generation
         node = tensor.grad_fn
         if node is None:
             return
         if self.reading_graph:
             slot.node = node._sequence_nr()
-        tensor.register_hook(_GradientHook(self, slot, self._generation, watched))  # type: ignore[no-untyped-call]
+        _hang(tensor, node, _GradientHook(self, slot, self._generation))
 
     def _slot(self, watched: _Watched, call: int, recompute: bool) -> Slot:
         if call < len(watched.slots):
@@ -220,25 +235,26 @@ class ModuleProbe:
         self.slots.insert(next(later, len(self.slots)), slot)
         return slot
 
-    def _first_time(self, slot: Slot, device: torch.device) -> tuple[Arena, int]:
-        slot.forward = _new_row(self._forward_arenas, device)
-        slot.backward = _new_row(self._backward_arenas, device)
+    def _first_time(self, slot: Slot, tensor: torch.Tensor) -> tuple[Arena, int]:
+        slot.forward = _new_row(self._forward_arenas, tensor.device)
+        slot.backward = _new_row(self._backward_arenas, tensor.device)
         return slot.forward
 
-    def take_gradient(self, slot: Slot, generation: int, watched: _Watched, gradient: torch.Tensor) -> None:
+    def take_gradient(self, slot: Slot, generation: int, gradient: torch.Tensor) -> None:
         """Called by the hook on an output tensor, inside the backward pass."""
-        if slot.generation != generation or slot.backward is None or not self.on:
+        held = slot.backward
+        if slot.generation != generation or held is None or not self._hooks.on:
             return
         started = perf_counter()
         try:
             self.gradient_seen = True
-            if _can_be_sampled(gradient) and gradient.device == slot.backward[0].device:
-                detached = gradient.detach()
-                slot.backward[0].gather(slot.backward[1], detached, self._block(watched, detached))
+            if slot.fits(gradient) or (_can_be_sampled(gradient) and gradient.device == held[0].device):
+                detached = gradient.detach() if gradient.requires_grad else gradient
+                held[0].gather(held[1], detached, slot.block_of(detached) or self._gradient_block(slot, detached))
         except Exception:
             self._guard()
-        self.calls += 1
-        self.seconds += perf_counter() - started
+        self._hooks.calls += 1
+        self._hooks.seconds += perf_counter() - started
 
     def _take_inputs(self, args: Any, kwargs: Any) -> None:
         tensors = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and _can_be_sampled(leaf)]
@@ -254,7 +270,8 @@ class ModuleProbe:
 
     # -- which elements
 
-    def _block(self, watched: _Watched, tensor: torch.Tensor) -> Block:
+    def _learn(self, slot: Slot, watched: _Watched, tensor: torch.Tensor) -> Block:
+        """The block of an output whose layout is not that of the slot's last one; the slot remembers it."""
         shape = tuple(tensor.shape)
         if watched.role in _last_dimension:
             unit = len(shape) - 1
@@ -264,7 +281,13 @@ class ModuleProbe:
             self._unit_axes[shape] = unit
         else:
             unit = self._unit_axes.get(shape, 1 if len(shape) > 3 else len(shape) - 1)
-        return self._cached(tensor, _axes(shape, unit, watched.batch_axis))
+        slot.axes = _axes(shape, unit, watched.batch_axis)
+        slot.remember(tensor, self._cached(tensor, slot.axes))
+        return self._cached(tensor, slot.axes)
+
+    def _gradient_block(self, slot: Slot, tensor: torch.Tensor) -> Block:
+        """The block of a gradient that is laid out otherwise than its output."""
+        return self._cached(tensor, slot.axes)
 
     def _cached(self, tensor: torch.Tensor, axes: Axes) -> Block:
         key = (tensor.shape, tensor.stride(), axes.unit, axes.batch, tensor.device)
@@ -280,17 +303,28 @@ class ModuleProbe:
 class _GradientHook:
     """Takes the gradient of one output of one forward pass; returns None, so the gradient goes on as it came."""
 
-    __slots__ = ("_generation", "_probe", "_slot", "_watched")
+    __slots__ = ("_generation", "_probe", "_slot")
     __torch_unserializable__ = True  # torch.save leaves it out of a saved output without a warning
 
-    def __init__(self, probe: ModuleProbe, slot: Slot, generation: int, watched: _Watched) -> None:
+    def __init__(self, probe: ModuleProbe, slot: Slot, generation: int) -> None:
         self._probe = probe
         self._slot = slot
         self._generation = generation
-        self._watched = watched
 
     def __call__(self, gradient: torch.Tensor) -> None:
-        self._probe.take_gradient(self._slot, self._generation, self._watched, gradient)
+        self._probe.take_gradient(self._slot, self._generation, gradient)
+
+
+def _hang(tensor: torch.Tensor, node: Any, hook: _GradientHook) -> None:
+    """``tensor.register_hook(hook)`` without a handle to take it off again.
+
+    Making the handle takes three quarters of the time between the operations of a training, when nothing of it is in a cache.
+    """
+    hooks = tensor._backward_hooks
+    if hooks is None:
+        tensor._backward_hooks = hooks = OrderedDict()
+        node._register_hook_dict(tensor)
+    hooks[hook] = hook  # type: ignore[index]
 
 
 def _new_row(arenas: dict[torch.device, Arena], device: torch.device) -> tuple[Arena, int]:

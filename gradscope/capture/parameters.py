@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from gradscope.capture.arena import Arena
-from gradscope.capture.arena import block_statistics
+from gradscope.capture.arena import row_spread
 from gradscope.capture.sampling import Block
 from gradscope.capture.sampling import parameter_block
 from gradscope.records import Array
@@ -95,9 +95,10 @@ class ParameterProbe:
 
     def describes(self, model: torch.nn.Module) -> bool:
         """Whether these are the model's parameters as they are now: none added, replaced, resized or on another device."""
-        now = [parameter for parameter in model.parameters() if _can_be_tracked(parameter)]
+        held = [p for module in model.modules() for p in module._parameters.values() if p is not None]
+        now = {id(p): p for p in held if _can_be_tracked(p)}
         known = self._by_id
-        return len(now) == len(known) and all((t := known.get(id(p))) is not None and t.describes(p) for p in now)
+        return now.keys() == known.keys() and all(t.describes(now[key]) for key, t in known.items())
 
     def names(self, parameters: Sequence[torch.Tensor]) -> tuple[str, ...]:
         """Which of these tensors are watched parameters."""
@@ -127,28 +128,34 @@ class ParameterProbe:
         self._norms_at_hand = {}
         for samples in self._by_device.values():
             samples.carried.clear()
-        for t in self._tracked:
-            gradient = t.parameter.grad
-            if gradient is not None and _fits(gradient, t):
-                t.samples.carried.gather(t.row, gradient.detach(), t.block)
+        with torch.no_grad():
+            for t in self._tracked:
+                gradient = t.parameter.grad
+                if gradient is not None and _fits(gradient, t):
+                    t.samples.carried.gather(t.row, gradient, t.block)
+
+    def weigh(self) -> None:
+        """Before the optimizer's step, now and then: the exact norms of the weights. Reads all of the model's memory."""
+        self._weight_norms = _norms([t.parameter.detach() for t in self._tracked])
 
     def take_before(self) -> None:
-        """Before the optimizer's step: sample weights and gradients, and take their exact norms."""
-        for t in self._tracked:
-            t.samples.before.gather(t.row, t.parameter.detach(), t.block)
-        self._weight_norms = _norms([t.parameter.detach() for t in self._tracked])
+        """Before the optimizer's step: sample weights and gradients, and take the gradients' exact norms."""
+        with torch.no_grad():  # cheaper than to detach every tensor
+            for t in self._tracked:
+                t.samples.before.gather(t.row, t.parameter, t.block)
         self.take_gradients()
 
     def take_gradients(self) -> None:
         """Sample the gradients as they are now; again after a step that worked them out in a closure."""
         for samples in self._by_device.values():
             samples.gradient.clear()
-        self._with_gradient = [t for t in self._tracked if t.parameter.grad is not None]
+        found = [(t, gradient) for t in self._tracked if (gradient := t.parameter.grad) is not None]
+        self._with_gradient = [t for t, _ in found]
         self._gradient_norms = self._norms_of_gradients([t.parameter for t in self._with_gradient])
-        for t in self._with_gradient:
-            gradient = t.parameter.grad
-            if gradient is not None and _fits(gradient, t):
-                t.samples.gradient.gather(t.row, gradient.detach(), t.block)
+        with torch.no_grad():
+            for t, gradient in found:
+                if _fits(gradient, t):
+                    t.samples.gradient.gather(t.row, gradient, t.block)
 
     def _norms_of_gradients(self, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         known, self._norms_at_hand = self._norms_at_hand, {}
@@ -176,18 +183,21 @@ class ParameterProbe:
 
     def take_after(self) -> None:
         """After the optimizer's step: sample the weights again."""
-        for t in self._tracked:
-            t.samples.after.gather(t.row, t.parameter.detach(), t.block)
+        with torch.no_grad():
+            for t in self._tracked:
+                t.samples.after.gather(t.row, t.parameter, t.block)
 
     def tables(self) -> list[torch.Tensor]:
         """Everything the step showed as tensors on their devices, for ``columns`` once they are on the host."""
+        weighed = bool(self._weight_norms)
         tables = [_stacked(self._weight_norms)]
         tables.append(_stacked(self._gradient_norms))
-        tables.extend(_table(samples) for samples in self._by_device.values())
+        tables.extend(_table(samples, with_spread=weighed) for samples in self._by_device.values())
+        self._weight_norms = []
         return tables
 
     def masks(self, stepped: Collection[str]) -> list[Mask]:
-        """Which rows of each device's table hold what, taken together with ``tables``; then the next step may begin.
+        """Which rows of each device's table hold what, taken after ``tables``; then the next step may begin.
 
         ``stepped`` are the parameters whose optimizer made the step: only theirs is the update, and the carried gradient.
         """
@@ -215,11 +225,11 @@ class ParameterProbe:
         """The columns of kind weight, weight_gradient and update; float32 [parameters] each."""
         norms, gradient_norms, *rest = tables
         with_gradient, stepped, *filled = masks
-        if not len(norms):
-            norms = np.full(len(with_gradient), np.nan, dtype=np.float32)
+        weighed = np.concatenate([mask[0] for mask in filled]) if filled else with_gradient
+        if not len(norms):  # the weights were not weighed in this step
+            norms, weighed = np.full(len(with_gradient), np.nan, dtype=np.float32), np.zeros_like(weighed)
         gradient_norm = np.full(len(with_gradient), np.nan, dtype=np.float32)
         gradient_norm[np.flatnonzero(with_gradient)[: len(gradient_norms)]] = gradient_norms
-        weighed = np.concatenate([mask[0] for mask in filled]) if filled else with_gradient
         columns = {**_norm_columns("weight", norms, weighed), **_norm_columns("weight_gradient", gradient_norm, with_gradient)}
         parts = [_sample_columns(table, mask) for table, mask in zip(rest, filled, strict=True)]
         parts = parts or [_sample_columns(np.zeros((13, 0), dtype=np.float32), np.zeros((6, 0), dtype=bool))]
@@ -250,12 +260,13 @@ def _norm_columns(kind: str, norms: Array, there: Mask) -> dict[str, Array]:
     return {f"{kind}.norm": np.where(there, _not_nan(norms), nan), f"{kind}.nonfinite": np.where(there, nonfinite, nan)}
 
 
-def _table(s: _Samples) -> torch.Tensor:
-    """Float32 [statistics, parameters of one device], in the order that ``_sample_columns`` names."""
+def _table(s: _Samples, *, with_spread: bool) -> torch.Tensor:
+    """Float32 [statistics, parameters of one device], in the order of ``_sample_columns``; NaN for a spread not asked."""
     if not s.tracked:
         return torch.zeros(13, 0, dtype=torch.float32, device=s.device)
     pieces = zip(*(arena.chunks() for arena in s.arenas()), strict=True)
-    return torch.cat([_piece(*chunks, any_carried=any(s.carried.filled)) for chunks in pieces], dim=1)
+    found = [_piece(*chunks, any_carried=any(s.carried.filled), with_spread=with_spread) for chunks in pieces]
+    return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
 
 def _piece(
@@ -267,15 +278,18 @@ def _piece(
     carried: torch.Tensor,
     *,
     any_carried: bool,
+    with_spread: bool,
 ) -> torch.Tensor:
     norm = torch.linalg.vector_norm
     work = torch.empty_like(before)
-    _, _, weight_spread = block_statistics(before)
-    gradient_absmax, gradient_zero, gradient_spread = block_statistics(gradient)
-    unchanged = torch.eq(after, before, out=work).mean(1)
-    moved = norm(after - before, 2, 1)
     before_norm = norm(before, 2, 1)
-    none = torch.zeros_like(moved)
+    none, unknown = torch.zeros_like(before_norm), torch.full_like(before_norm, float("nan"))
+    weight_spread = row_spread(before) if with_spread else unknown
+    gradient_spread = row_spread(gradient) if with_spread else unknown
+    gradient_absmax = torch.maximum(gradient.amax(1), gradient.amin(1).neg_())
+    gradient_zero = torch.eq(gradient, 0, out=work).mean(1)
+    unchanged = torch.eq(after, before, out=work).mean(1)
+    moved = norm(torch.sub(after, before, out=work), 2, 1)
     carried_norm = norm(carried, 2, 1) if any_carried else none
     same = torch.eq(carried, gradient_last, out=work).mean(1) if any_carried else none
     outside, last_norm, factor, left = _outside(before, after_last, before_norm)

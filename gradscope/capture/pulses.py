@@ -66,8 +66,13 @@ class PulseMaker:
             return
         self.backwards += 1
         if loss.numel() == 1:
-            self._losses.append(_kept(loss))
-            self._factors.append(_loss_scale(loss))
+            self._losses.append(kept_loss(loss))
+            self._factors.append(loss_scale_of(loss))
+
+    def resume(self, loss: torch.Tensor | float) -> None:
+        """A backward call that someone else has heard, whose loss no GradScaler has multiplied."""
+        self.backwards = 1
+        self._losses, self._factors = [loss], [None]
 
     def restart(self) -> None:
         """Forget the losses seen since the last step."""
@@ -75,8 +80,19 @@ class PulseMaker:
 
     def observe(self, loss: float | torch.Tensor) -> None:
         self.backwards += 1
-        self._losses.append(_kept(loss) if isinstance(loss, torch.Tensor) else float(loss))
+        self._losses.append(kept_loss(loss) if isinstance(loss, torch.Tensor) else float(loss))
         self._factors.append(None)
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the step's last loss is at hand and not finite."""
+        last = self._losses[-1] if self._losses else 0.0
+        return isinstance(last, float) and not math.isfinite(last)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the step has had one backward call, on a loss that no GradScaler has multiplied."""
+        return self.backwards == 1 and len(self._losses) == 1 and self._factors[0] is None
 
     @property
     def loss_scale(self) -> torch.Tensor | None:
@@ -139,10 +155,12 @@ class PulseMaker:
         return wrong
 
 
-def _kept(loss: torch.Tensor) -> torch.Tensor | float:
+def kept_loss(loss: torch.Tensor) -> torch.Tensor | float:
     """A copy, as the user may go on to change the loss in place; its value where that is at hand without waiting."""
     detached = loss.detach()
-    return float(detached.float().numpy()) if detached.device.type == "cpu" else detached.clone()
+    if detached.device.type != "cpu":
+        return detached.clone()
+    return float(detached.numpy() if detached.dtype is torch.float32 else detached.float().numpy())
 
 
 def _jumps(value: float, recent: deque[float]) -> bool:
@@ -152,7 +170,7 @@ def _jumps(value: float, recent: deque[float]) -> bool:
     return len(recent) == _REMEMBERED and abs(value) > _JUMP * max(map(abs, recent))
 
 
-def _loss_scale(loss: torch.Tensor) -> torch.Tensor | None:
+def loss_scale_of(loss: torch.Tensor) -> torch.Tensor | None:
     """The scalar tensor that the loss was multiplied with last, if any: a GradScaler's loss scale looks so."""
     node = loss.grad_fn
     if node is None or node.name() != "MulBackward0" or node.next_functions[1][0] is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ UNITS = 32
 SAMPLES = 32
 ELEMENTS = UNITS * SAMPLES
 MOST_BATCH = 8  # elements of the batch at one feature and position, whose variance is the signal
+_RUN = 8
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -21,7 +23,7 @@ class Block:
     """The sampled elements of one shape and layout, in the order [batch][position][unit]."""
 
     index: torch.Tensor  # int64 [ELEMENTS], offsets in storage order from the tensor's first element
-    extent: int  # length of the flat view that the offsets lie in
+    flat: tuple[int]  # shape of the flat view that the offsets lie in
     batch: int  # how many batch elements share a position: 1, 2, 4 or 8; positions are SAMPLES / batch
 
 
@@ -46,19 +48,20 @@ def block(shape: tuple[int, ...], strides: tuple[int, ...], axes: Axes, device: 
     # Each group of samples stands at one position and takes the next few elements of the batch.
     in_batch = spread(batch, SAMPLES).reshape(groups, together).T
     batch_offset = in_batch * (strides[axes.batch] if axes.batch is not None else 0)
-    where = np.unravel_index(spread(places, groups), [shape[d] for d in rest] or [1])
-    position_offset = sum((w * strides[d] for w, d in zip(where, rest, strict=False)), start=np.zeros(groups, dtype=np.int64))
+    position_offset = _offsets(spread(places, groups), [shape[d] for d in rest], [strides[d] for d in rest])
     offsets = (batch_offset + position_offset)[:, :, None] + unit_offset[None, None, :]
     index = torch.from_numpy(offsets.reshape(-1).astype(np.int64)).to(device)
-    return Block(index, _extent(shape, strides), together)
+    return Block(index, (_extent(shape, strides),), together)
 
 
 def parameter_block(shape: tuple[int, ...], strides: tuple[int, ...], device: torch.device) -> Block:
     """The block of a parameter: rows of a matrix are its units, so that equal rows show; vectors are spread over whole."""
     if len(shape) >= 2:
-        return block(shape, strides, Axes(unit=0, batch=None), device)
-    size, stride = (shape[0], strides[0]) if shape else (1, 1)
-    return Block(torch.from_numpy(spread(size, ELEMENTS) * stride).to(device), _extent(shape, strides), 1)
+        columns = _offsets(runs(math.prod(shape[1:]), SAMPLES), shape[1:], strides[1:])
+        offsets = columns[:, None] + spread(shape[0], UNITS)[None, :] * strides[0]
+    else:
+        offsets = spread(shape[0] if shape else 1, ELEMENTS) * (strides[0] if strides else 1)
+    return Block(torch.from_numpy(offsets.reshape(-1)).to(device), (_extent(shape, strides),), 1)
 
 
 def spread(size: int, count: int) -> npt.NDArray[np.int64]:
@@ -73,6 +76,21 @@ def spread(size: int, count: int) -> npt.NDArray[np.int64]:
     while math.gcd(step, size) != 1:
         step += 1
     return (np.arange(count, dtype=np.int64) * step) % size
+
+
+def runs(size: int, count: int) -> npt.NDArray[np.int64]:
+    """Like ``spread``, but in runs of eight neighbours, which share a line of the cache."""
+    if size < count:
+        return spread(size, count)
+    starts = spread(size // _RUN, count // _RUN) * _RUN
+    return (starts[:, None] + np.arange(_RUN, dtype=np.int64)).reshape(-1)
+
+
+def _offsets(index: npt.NDArray[np.int64], shape: Sequence[int], strides: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Where the elements of these indices, counted row by row, lie in storage."""
+    where = np.unravel_index(index, tuple(shape) or (1,))
+    start = np.zeros(len(index), dtype=np.int64)
+    return sum((w * stride for w, stride in zip(where, strides, strict=False)), start=start)
 
 
 def _count(shape: tuple[int, ...], axis: int | None) -> int:

@@ -15,6 +15,7 @@ ALARMS = 8  # dense stretches of that sort that a run may have
 SHARE_FOR_DEBT = 0.5  # of what the budget yields, until the dense stretches are paid for
 SHARE_FOR_NORM = 0.3  # of the budget, for their gradient norm
 LEAST_SHARE = 0.25  # of the budget, that goes to samples whatever the rest costs
+WEIGHED_EVERY = 8  # sampled steps, of which one weighs the weights, beside those that are sampled whatever they cost
 DENSE_NORMS = 100  # steps from the start whose gradient norms are all taken
 _REMEMBERED = 64
 _FEWEST_TO_COMPARE = 8
@@ -35,6 +36,7 @@ class Governor:
         self._debt = 0.0  # seconds that the dense stretches took beyond what was earned
         self._dense_left = DENSE_STEPS
         self._granted = True  # the step is sampled whatever it costs
+        self._samples = 0
         self._alarms_left = ALARMS
         self._sampled: deque[float] = deque(maxlen=_REMEMBERED)
         self._bare: deque[float] = deque(maxlen=_REMEMBERED)
@@ -54,9 +56,8 @@ class Governor:
         (self._sampled if sampled else self._bare).append(seconds)
         cost = max(own, self._difference()) if sampled else own
         if sampled:
+            self._samples += 1
             self.sample_cost = cost if not self.sample_cost else 0.8 * self.sample_cost + 0.2 * cost
-        if self._every is not None:
-            return (step + 1) % self._every == 0
         earned = self._budget * max(seconds - cost, 0.0)
         self._pay(cost if sampled else min(cost, (1 - LEAST_SHARE) * earned), earned)
         self._dense_left = max(self._dense_left - 1, 0)
@@ -64,11 +65,25 @@ class Governor:
             self._debt += max(-self._credit, 0.0)
             self._credit = max(self._credit, 0.0)
         self._granted = self._dense_left > 0 or step + 1 in EARLY_STEPS
+        if self._every is not None:
+            return (step + 1) % self._every == 0
         return self._granted or self._credit >= self.sample_cost
+
+    @property
+    def thorough(self) -> bool:
+        """Whether a sampled step also takes what is dear and changes slowly: the exact norms of the weights."""
+        return self._granted or self._samples % WEIGHED_EVERY == 0
 
     def wants_norm(self, step: int) -> bool:
         """Whether the global gradient norm is worked out at this step, should it not be sampled."""
         return step < DENSE_NORMS or step % self._norm_every == 0
+
+    def quiet_steps(self, step: int) -> int:
+        """How many steps from this one on are neither sampled nor have their gradient norm taken, come what may."""
+        if step < DENSE_NORMS or self._dense_left > 0:
+            return 0
+        cadences = (self._norm_every,) if self._every is None else (self._norm_every, self._every)
+        return min(-step % cadence for cadence in cadences)
 
     def norm_took(self, seconds: float) -> None:
         """Learn what a gradient norm costs, and take it as often as its share of the budget allows."""
@@ -82,6 +97,10 @@ class Governor:
         if self._alarms_left > 0 and self._dense_left == 0:
             self._alarms_left -= 1
             self._dense_left = DENSE_AGAIN
+
+    def owe(self, seconds: float) -> None:
+        """Pay back over time what a probe took, as the dense stretches are."""
+        self._debt += seconds
 
     def _pay(self, cost: float, earned: float) -> None:
         if self._dense_left == 0 and self._debt > 0:

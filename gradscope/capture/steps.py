@@ -62,6 +62,10 @@ class Loop:
             if not self._listeners:
                 self._stop()
 
+    def replace(self, listener: Listener, other: Listener) -> None:
+        """Let ``other`` listen in the place of ``listener``."""
+        self._listeners = [other if held is listener else held for held in self._listeners]
+
     def _listen(self) -> None:
         self._handles = [
             register_optimizer_step_pre_hook(self._before_step),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from time import perf_counter
@@ -11,20 +12,28 @@ from typing import final
 import torch
 from torch.optim.optimizer import Optimizer
 
+from gradscope.capture.blackbox import BlackBox
 from gradscope.capture.describe import Description
 from gradscope.capture.ensemble import Ensemble
 from gradscope.capture.frames import FrameMaker
 from gradscope.capture.graph import Graph
 from gradscope.capture.graph import reaches
+from gradscope.capture.hooks import ForwardHooks
 from gradscope.capture.instruments import instruments
 from gradscope.capture.modules import ModuleProbe
 from gradscope.capture.panel import Panel
 from gradscope.capture.parameters import ParameterProbe
+from gradscope.capture.probe import Probe
 from gradscope.capture.pulses import PulseMaker
+from gradscope.capture.quiet import MOST_STEPS
+from gradscope.capture.quiet import QuietStep
+from gradscope.capture.quiet import QuietSteps
+from gradscope.capture.quiet import rate_of
 from gradscope.capture.schedule import Governor
 from gradscope.capture.steps import LOOP
 from gradscope.capture.transfer import Mailbox
 from gradscope.records import Frame
+from gradscope.records import Origin
 from gradscope.records import RunInfo
 
 GRAPHS_DENSE = 3  # sampled steps whose graphs are read from the start, then one in GRAPHS_EVERY
@@ -49,6 +58,9 @@ class Sink(Protocol):
     def step_done(self) -> None:
         """A step has ended; what it showed may still be on its way."""
 
+    def flush(self) -> None:
+        """Settle the watch, and put all that is known on the disk."""
+
 
 @final
 class Watch:
@@ -63,23 +75,31 @@ class Watch:
         include: str | None,
         exclude: str | None,
         guard: Callable[[], None],
+        probe: bool = True,
     ) -> None:
         self._model = weakref.ref(model)
         self._sink = sink
         self._guard = guard
         self._governor = Governor(info.budget, info.every)
         self._mailbox = Mailbox()
-        self._modules = ModuleProbe(model, include, exclude, guard)
+        self._hooks = ForwardHooks(guard)
+        self._modules = ModuleProbe(model, include, exclude, self._hooks, guard)
         self._parameters: ParameterProbe | None = None
-        self._panel = Panel(instruments(model))
-        self._frames = FrameMaker(self._modules, self._mailbox, sink.frame)
+        self._panel = Panel(instruments(model, self._modules, self._hooks, guard))
+        self._frames = FrameMaker(self._modules, self._mailbox, self._take_frame)
         self._pulses = PulseMaker(self._mailbox, self._take_pulse)
         self._description = Description(info)
+        self._probe = Probe(self._hooks, enabled=probe)
+        self._blackbox = BlackBox()
+        self._quiet: QuietSteps | None = None  # who listens in our place
+        self._was_plain = False  # whether the last step had one backward call, with no loss scale
+        self._urgent = False  # whether the step's end is to be on the disk at once
         self._sampling = False
         self._attentive = True  # whether this step is sampled, or its gradient norm taken
         self._samples = 0
         self._step = 0
         self._own_seconds = 0.0
+        self._probing = 0.0  # of these, what a probe after the last step took
         self._last_end = perf_counter()
         self._ensemble = Ensemble()
         # How many tensors each optimizer holds, and which of them are ours.
@@ -102,24 +122,29 @@ class Watch:
     def stop(self) -> None:
         """Take every hook off and hand over what is still on its way. Waits for the device."""
         self._stopped = True
+        self._rouse()
         LOOP.leave(self)
-        self._modules.switch_off()
+        self._hooks.switch_off()
         self._panel.switch_off()
+        self._probe.release()
         try:
             self.settle()
         finally:
             self._parameters = None  # the model's memory is the user's again
             self._modules.release()
+            self._hooks.release()
 
     def settle(self) -> None:
         """Hand over everything that finished steps have shown. Waits for the device."""
+        self._rouse()
         self._pulses.flush()
         self._mailbox.drain()
+        self._tell()
 
     @property
     def step(self) -> int:
         """The step that is being made."""
-        return self._step
+        return self._step + (self._quiet.made if self._quiet is not None else 0)
 
     @property
     def info(self) -> RunInfo:
@@ -156,7 +181,8 @@ class Watch:
             ended = self._after_own_step(optimizer, names) if names else self._after_strange_step(optimizer)
             self._own_seconds += perf_counter() - started
             if ended:
-                self._finish(learning_rate=_learning_rate(optimizer), foreign=not names)
+                self._finish(learning_rate=rate_of(optimizer), foreign=not names)
+                self._sleep(optimizer)
         except Exception:
             self._guard()
 
@@ -164,6 +190,7 @@ class Watch:
         """The user says that a step has ended, in a loop with no ``torch.optim.Optimizer``."""
         started = perf_counter()
         try:
+            self._rouse()
             parameters = self._parameters_now()
             self._take_norm(parameters.tensors)
             if self._sampling:
@@ -176,7 +203,57 @@ class Watch:
 
     def observe_loss(self, loss: float | torch.Tensor) -> None:
         """Take a loss that no ``backward`` showed."""
+        self._rouse()
         self._pulses.observe(loss)
+
+    # -- quiet steps
+
+    def wake(self, steps: list[QuietStep], pending: torch.Tensor | float | None) -> None:
+        """Listen again, and catch up with ``steps`` that were made meanwhile; ``pending`` is the loss of the one under way."""
+        started = perf_counter()
+        quiet, self._quiet = self._quiet, None
+        try:
+            if quiet is not None:
+                LOOP.replace(quiet, self)
+            self._catch_up(steps)
+            if pending is not None:
+                self._begun = True
+                self._pulses.resume(pending)
+        except Exception:
+            self._guard()
+        self._own_seconds += perf_counter() - started
+
+    def _catch_up(self, steps: list[QuietStep]) -> None:
+        sampled_next = False
+        for quiet in steps:
+            self._pulses.resume(quiet.loss)
+            sampled_next = self._account(quiet.learning_rate, seconds=quiet.seconds, own=quiet.own)
+            self._last_end += quiet.seconds
+        if steps:
+            self._begin_step(sampled=sampled_next)
+            self._mailbox.poll()
+            self._sink.step_done()
+
+    def _account(self, learning_rate: float, *, seconds: float, own: float, foreign: bool = False) -> bool:
+        """Close the books on a step; whether the next one is sampled."""
+        self._pulses.end(self._step, learning_rate, seconds=seconds, own=own, sampled=self._sampling, foreign=foreign)
+        probing, self._probing = self._probing, 0.0
+        sampled = self._governor.after(self._step, seconds=seconds - probing, own=own - probing, sampled=self._sampling)
+        self._step += 1
+        return sampled
+
+    def _rouse(self) -> None:
+        if self._quiet is not None:
+            self._quiet.end()
+
+    def _sleep(self, optimizer: Optimizer) -> None:
+        """Let someone else listen to steps that need little, where the loop is as simple as most are."""
+        most = min(self._governor.quiet_steps(self._step), MOST_STEPS)
+        plain = LOOP.has_one_listener and not self.info.shared_process and len(self.info.optimizers) == 1
+        if most > 1 and plain and not (self._attentive or self._stopped or self._urgent) and self._was_plain:
+            own, self._own_seconds = self._own_seconds, 0.0
+            self._quiet = QuietSteps(self, optimizer, most=most, last_end=self._last_end, own=own)
+            LOOP.replace(self, self._quiet)
 
     # -- steps
 
@@ -194,12 +271,16 @@ class Watch:
         if self._sampling and first:
             parameters.take_carried()
             if not self._description.has_optimizer:  # none may come: then the step lies between two backward calls
-                parameters.take_before()
+                self._take_before(parameters)
         graph = Graph(loss) if self._reading_graph and loss.grad_fn is not None else None
         ours = self._is_ours(loss, graph)
         if self._sampling and ours:
             self._panel.before_backward(loss, graph)
         self._pulses.backward(loss, ours=ours)
+        if ours and self._pulses.is_broken:
+            self._trace_loss(loss)
+        if self._sampling and ours:
+            self._probe.before_backward(loss, self._pulses.loss_scale, first=first)
         self._unstepped += ours
         self._modules.keep_last |= self._pulses.loss_scale is not None
         if self._unstepped >= BACKWARDS_WITHOUT_STEP and not self._manual and not self._description.has_optimizer:
@@ -214,8 +295,9 @@ class Watch:
             self._take_norm(_tensors(optimizer))
         if self._sampling:
             self._panel.before_step(optimizer)
+            self._probe.before_step(optimizer)
             if not follows:
-                self._parameters_now().take_before()
+                self._take_before(self._parameters_now())
 
     def _after_own_step(self, optimizer: Optimizer, names: tuple[str, ...]) -> bool:
         """Whether the training's step has ended with this optimizer's."""
@@ -246,35 +328,87 @@ class Watch:
         self._description.optimizer(optimizer, (), strangers=self._owned[optimizer][0])
         return True
 
+    def _take_before(self, parameters: ParameterProbe) -> None:
+        parameters.take_before()
+        if self._governor.thorough:
+            parameters.weigh()
+
     def _take_norm(self, tensors: list[torch.Tensor]) -> None:
         if self._sampling or self._governor.wants_norm(self._step):
             started = perf_counter()
-            self._pulses.norm(self._parameters_now().gradient_norm(tensors))
+            norm = self._parameters_now().gradient_norm(tensors)
+            self._pulses.norm(norm)
             self._governor.norm_took(perf_counter() - started)
+            if norm is not None and norm.device.type == "cpu" and not math.isfinite(norm.numpy()):
+                self._trace_gradient()
+
+    def _trace_loss(self, loss: torch.Tensor) -> None:
+        """The loss is not finite: see where that came from while its graph is there."""
+        model = self._model()
+        if (
+            model is not None and self._pulses.loss_scale is None
+        ):  # a scaled loss may overflow; its scaler then lowers the scale
+            nodes = {slot.node: slot.site.path for slot in self._modules.slots if slot.node >= 0}
+            self._put_down(self._blackbox.loss(loss, self._step, model, nodes))
+
+    def _trace_gradient(self) -> None:
+        """The gradient is not finite: see where that began while it is there."""
+        model = self._model()
+        if model is not None:
+            order = [slot.site.path for slot in self._modules.slots]
+            self._put_down(self._blackbox.gradients(self._step, model, order))
+
+    def _put_down(self, origin: Origin | None) -> None:
+        """Put an origin on the disk with all that came before, as the training may die of it; the step follows at its end."""
+        if origin is not None:
+            self._description.found_origin(origin)
+            self._urgent = True
+            self._sink.flush()
+
+    def _tell(self) -> None:
+        if self.info is not self._told:
+            self._told = self.info
+            self._sink.info(self.info)
 
     def _finish(self, *, learning_rate: float, foreign: bool = False) -> None:
         """The step is over: send off what it showed, and decide about the next."""
         started = perf_counter()
-        if self.info is not self._told:  # before the frame that it explains
-            self._told = self.info
-            self._sink.info(self.info)
+        self._tell()  # before the frame that it explains
         if self._sampling:
             self._make_frame()
         self._ensemble.end_step()
         now = perf_counter()
-        own = self._own_seconds + self._modules.seconds + self._modules.calls * HOOK_SECONDS + (now - started)
+        own = self._own_seconds + self._hooks.seconds + self._hooks.calls * HOOK_SECONDS + (now - started)
         seconds = now - self._last_end
         if self._unstepped >= BACKWARDS_WITHOUT_STEP and not self._description.has_optimizer:
             self._pulses.backwards = self._unstepped
-        self._pulses.end(self._step, learning_rate, seconds=seconds, own=own, sampled=self._sampling, foreign=foreign)
-        sampled_next = self._governor.after(self._step, seconds=seconds, own=own, sampled=self._sampling)
-        self._step += 1
+        self._was_plain = self._pulses.is_plain
+        sampled_next = self._account(learning_rate, seconds=seconds, own=own, foreign=foreign)
         self._last_end = now
         self._own_seconds = 0.0
+        if self._sampling:
+            self._look_closer(self._step - 1, learning_rate)
         self._begin_step(sampled=sampled_next)
         self._mailbox.poll()
         self._sink.step_done()
+        if self._urgent:
+            self._urgent = False
+            self._sink.flush()
         self._own_seconds += perf_counter() - now
+
+    def _look_closer(self, step: int, learning_rate: float) -> None:
+        """Let the step-quality probe look at the step that has ended."""
+        if not self._probe.holds:
+            return
+        started = perf_counter()
+        found = None
+        if self._probe.wants(step, self.info):  # no hook of ours is on while it replays; the next step switches them on again
+            self._hooks.switch_off()
+            self._panel.switch_off()
+            found = self._probe.measure(step, learning_rate, self.info)
+        self._description.probed(self._probe.sentence, found)
+        self._probing = perf_counter() - started
+        self._governor.owe(self._probing)
 
     def _make_frame(self) -> None:
         parameters = self._parameters_now()
@@ -295,12 +429,15 @@ class Watch:
         if sampled:
             self._modules.start_step()
             self._modules.reading_graph = self._reads_graph_next()
-            self._modules.switch_on()
             self._panel.start_step()
+            self._hooks.start_step()
+            self._hooks.switch_on()
+            self._probe.begin_step(self._model(), self._step, sampled=True)
         else:
-            self._modules.switch_off()
+            self._hooks.switch_off()
             self._panel.switch_off()
-            self._modules.seconds, self._modules.calls = 0.0, 0
+            self._probe.release()
+            self._hooks.start_step()
         if not sampled and self._parameters is not None:
             self._parameters.forget()
         self._sampling = sampled
@@ -354,20 +491,22 @@ class Watch:
         self._frames.learn({m.path: (m.type, m.activation) for m in self.info.modules})
         return reaches
 
+    def _take_frame(self, frame: Frame) -> None:
+        self._probe.frame(frame, self.info)
+        self._blackbox.frame(frame)
+        self._sink.frame(frame)
+
     def _take_pulse(self, row: tuple[float, ...], *, alarming: bool) -> None:
         if alarming:
             self._governor.alarm()
             self.alarmed = True
+        self._probe.pulse(row, alarming=alarming)
         self._sink.pulse(row)
+        origin = self._blackbox.pulse(row, self.info)
+        if origin is not None:
+            self._description.found_origin(origin)
+            self._urgent = True
 
 
 def _tensors(optimizer: Optimizer) -> list[torch.Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _learning_rate(optimizer: Optimizer) -> float:
-    """The largest of the groups'; NaN where one is a tensor on an accelerator, which reading would wait for."""
-    rates = [group.get("lr", float("nan")) for group in optimizer.param_groups]
-    if any(isinstance(rate, torch.Tensor) and rate.device.type != "cpu" for rate in rates):
-        return float("nan")
-    return max((float(rate) for rate in rates), default=float("nan"))

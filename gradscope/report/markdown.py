@@ -120,5 +120,7 @@ def _footer(run: RunReport) -> Iterator[str]:
     if groups:
         yield "Not checked:"
         yield "\n".join(f"- {', '.join(name(rule) for rule in rules)}: {prose(reason)}" for reason, rules in groups)
-    if run.info.notes:
-        yield "\n".join(f"- {prose(note)}" for note in run.info.notes)
+    probed = words.probed(run)
+    notes = (*((probed,) if probed else ()), *run.info.notes)
+    if notes:
+        yield "\n".join(f"- {prose(note)}" for note in notes)

@@ -193,7 +193,8 @@ def _footer(run: RunReport, width: int) -> Iterator[Line]:
     if groups:
         reasons = "; ".join(f"{', '.join(rules)} ({reason})" for reason, rules in groups)
         yield from _paragraph(f"Not checked: {reasons}.", width, style="dim")
-    for note in run.info.notes:
+    probed = words.probed(run)
+    for note in (*((probed,) if probed else ()), *run.info.notes):
         yield from _paragraph(note, width, style="dim")
 
 

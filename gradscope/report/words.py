@@ -95,6 +95,12 @@ def cost(run: RunReport) -> str:
     return f"Watching cost {share} % of the training's time."
 
 
+def probed(run: RunReport) -> str | None:
+    """When steps were replayed, or why those that looked suspicious could not be, as a sentence; None where none did."""
+    told = run.info.probe
+    return f"The step-quality probe {told}." if told.startswith(("ran ", "could not run ")) else None
+
+
 def not_checked(run: RunReport) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Reasons why rules could not look, each with its rules; those that only lack steps come together."""
     reasons: dict[str, list[str]] = {}

@@ -43,6 +43,31 @@ def graph_of(loss):
         (lambda y: nn.functional.binary_cross_entropy(y.sigmoid(), TARGETS), "bce", "mean", "sigmoid"),
         (lambda y: nn.functional.binary_cross_entropy_with_logits(y.sigmoid(), TARGETS), "bce_with_logits", "mean", "sigmoid"),
         (lambda y: nn.functional.cross_entropy(y, CLASSES) / 4 + 0.01 * y.new_zeros(()), "cross_entropy", "mean", None),
+        (lambda y: nn.functional.cross_entropy(y, CLASSES, label_smoothing=0.1), "cross_entropy", "mean", None),
+        (lambda y: nn.functional.cross_entropy(y, TARGETS), "cross_entropy", "mean", None),
+        (lambda y: nn.functional.cross_entropy(y, TARGETS, reduction="sum"), "cross_entropy", "sum", None),
+        (lambda y: nn.functional.cross_entropy(y.softmax(-1), TARGETS), "cross_entropy", "mean", "softmax"),
+        (lambda y: -(TARGETS * y.log_softmax(-1)).sum(-1).mean(), "cross_entropy", "mean", None),
+        (lambda y: nn.functional.cross_entropy(y.softmax(-1) / 2, CLASSES), "cross_entropy", "mean", "softmax"),
+        (lambda y: nn.functional.cross_entropy(30 * (y / 30).tanh(), CLASSES), "cross_entropy", "mean", None),
+        (lambda y: nn.functional.cross_entropy(y, CLASSES, reduction="none").mean(), "cross_entropy", "mean", None),
+        (lambda y: nn.functional.cross_entropy(y, CLASSES, reduction="none").sum(), "cross_entropy", "sum", None),
+        (lambda y: nn.functional.cross_entropy(y, CLASSES, reduction="sum") / 8, "cross_entropy", "mean", None),
+        (lambda y: ((y - TARGETS) ** 2).sum(-1).mean(), "mse", "mean", None),
+        (lambda y: ((y - TARGETS) ** 2).mean().sqrt() + y.new_zeros(()), "mse", "mean", None),
+        (lambda y: nn.functional.mse_loss(y, TARGETS).sqrt(), "mse", "mean", None),
+        (lambda y: nn.functional.kl_div(y.log_softmax(-1), TARGETS, reduction="batchmean"), "kl_div", "mean", "log_softmax"),
+        (lambda y: nn.functional.kl_div(y.softmax(-1), TARGETS, reduction="sum"), "kl_div", "sum", "softmax"),
+        (lambda y: nn.functional.kl_div(y, TARGETS, reduction="batchmean"), "kl_div", "mean", None),
+        (lambda y: (TARGETS * (TARGETS.log() - y.log_softmax(-1))).sum(-1).mean(), "kl_div", "mean", "log_softmax"),
+        (
+            lambda y: nn.functional.kl_div(y.log_softmax(-1), TARGETS.log(), reduction="batchmean", log_target=True),
+            "kl_div",
+            "mean",
+            "log_softmax",
+        ),
+        (lambda y: nn.functional.poisson_nll_loss(y, TARGETS), "poisson_nll", "mean", None),
+        (lambda y: nn.functional.gaussian_nll_loss(y, TARGETS, y.exp()), "gaussian_nll", "mean", None),
         (lambda y: y.cos().prod(), "other", None, None),
     ],
 )
@@ -57,6 +82,23 @@ def test_shapes_classes_and_the_best_constant_prediction():
     assert entropy.baseline == pytest.approx(math.log(5))
     (square,) = read_losses(graph_of(lambda y: nn.functional.mse_loss(y, TARGETS)))
     assert square.baseline == pytest.approx(TARGETS.var(correction=0).item())
+
+
+def test_what_a_target_is_made_of():
+    for loss, dtype in (
+        (lambda y: nn.functional.cross_entropy(y, CLASSES), "int64"),
+        (lambda y: nn.functional.cross_entropy(y, TARGETS), "float32"),
+        (lambda y: nn.functional.mse_loss(y, TARGETS.double()), "float64"),
+        (lambda y: (y - TARGETS).square().mean(), None),
+    ):
+        assert read_losses(graph_of(loss))[0].target_dtype == dtype
+
+
+def test_a_penalty_on_weights_is_no_loss_of_the_model():
+    layer = nn.Linear(5, 5)
+    start = layer.weight.detach().clone()
+    loss = nn.functional.cross_entropy(layer(X), CLASSES) + ((layer.weight - start) ** 2).sum() + layer.weight.square().sum()
+    assert [found.kind for found in read_losses(Graph(loss))] == ["cross_entropy"]
 
 
 def test_several_losses_in_one_sum():

@@ -13,6 +13,7 @@ from gradscope.capture.sampling import UNITS
 from gradscope.capture.sampling import Axes
 from gradscope.capture.sampling import block
 from gradscope.capture.sampling import parameter_block
+from gradscope.capture.sampling import runs
 from gradscope.capture.sampling import spread
 
 CPU = torch.device("cpu")
@@ -48,6 +49,27 @@ def test_the_block_is_batch_by_position_by_unit(batch):
     assert found.batch == max(n for n in (1, 2, 4, 8) if n <= batch)
 
 
+@given(st.integers(1, 100_000), st.sampled_from([8, 32, 1024]))
+def test_runs_are_of_neighbours_and_different_where_there_are_enough(size, count):
+    found = runs(size, count)
+    assert len(found) == count
+    assert 0 <= found.min() <= found.max() < size
+    assert len(set(found.tolist())) == min(size, count)
+    if size >= count:
+        assert (found.reshape(-1, 8) - found[::8, None] == range(8)).all()
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (64, 3, 5, 5), (3, 1000), (500, 2)])
+def test_a_parameters_block_has_one_row_in_each_column(shape):
+    tensor = torch.arange(torch.Size(shape).numel()).view(shape)
+    picked = tensor.flatten()[parameter_block(shape, tensor.stride(), CPU).index].view(SAMPLES, UNITS)
+    rows, columns = picked // tensor.stride(0), picked % tensor.stride(0)
+    assert (rows == rows[:1]).all()
+    assert (columns == columns[:, :1]).all()
+    assert len(set(rows[0].tolist())) == min(shape[0], UNITS)
+    assert len(set(columns[:, 0].tolist())) == min(tensor.stride(0), SAMPLES)
+
+
 @given(st.lists(st.integers(1, 9), max_size=4), st.randoms(use_true_random=False))
 def test_offsets_stay_inside_in_any_layout(shape, random):
     order = random.sample(range(len(shape)), len(shape))
@@ -56,4 +78,4 @@ def test_offsets_stay_inside_in_any_layout(shape, random):
     axes = Axes(unit=len(shape) - 1 if shape else None, batch=0 if len(shape) > 1 else None)
     for found in (block(tuple(shape), tensor.stride(), axes, CPU), parameter_block(tuple(shape), tensor.stride(), CPU)):
         assert found.index.shape == (ELEMENTS,)
-        assert 0 <= int(found.index.min()) <= int(found.index.max()) < found.extent <= max(tensor.numel(), 1)
+        assert 0 <= int(found.index.min()) <= int(found.index.max()) < found.flat[0] <= max(tensor.numel(), 1)

@@ -33,6 +33,9 @@ class Seen:
     def step_done(self):
         pass
 
+    def flush(self):
+        self.watch.settle()
+
     def guard(self):
         self.errors.append(sys.exc_info()[1])
 

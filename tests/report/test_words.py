@@ -71,3 +71,16 @@ def test_an_aside_leads_no_report():
 @pytest.mark.parametrize(("count", "said"), [(1, "a"), (3, "a, b, c"), (5, "a, b, c and 2 more")])
 def test_long_lists_are_cut(count, said):
     assert words.listed("abcde"[:count]) == said
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("ran at step 0", "The step-quality probe ran at step 0."),
+        ("could not run at step 1: why", "The step-quality probe could not run at step 1: why."),
+        ("could not have run at step 1: why", None),
+        ("switched off with probe=False", None),
+    ],
+)
+def test_of_the_probe_is_told_what_it_did_or_was_kept_from(told, said):
+    assert words.probed(replace(examples.HEALTHY, info=replace(examples.HEALTHY.info, probe=told))) == said

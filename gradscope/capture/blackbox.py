@@ -1,0 +1,146 @@
+"""The black box: where the run's first value that is not finite came from, found while the step that has it is still there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import final
+
+import numpy as np
+import torch
+
+from gradscope.capture.graph import Graph
+from gradscope.capture.nonfinite import in_graph
+from gradscope.capture.nonfinite import is_finite
+from gradscope.capture.nonfinite import largest_finite
+from gradscope.capture.nonfinite import short_dtype
+from gradscope.records import PULSE_FIELDS
+from gradscope.records import Array
+from gradscope.records import Frame
+from gradscope.records import Origin
+from gradscope.records import RunInfo
+
+_WATCHED = ("weight", "input", "activation", "activation_gradient", "weight_gradient")
+
+
+@final
+class BlackBox:
+    """Keeps the origin once it is found. On the CPU it is looked for at every step, elsewhere where a frame shows it.
+
+    Every method gives the origin where it is new, or known better than before, and None otherwise.
+    """
+
+    def __init__(self) -> None:
+        self._origin: Origin | None = None
+        self._frame: Frame | None = None
+        self._often: dict[str, np.ndarray] = {}  # kind -> sites that were not finite in frames before, and did no harm
+
+    def loss(self, loss: torch.Tensor, step: int, model: torch.nn.Module, modules: Mapping[int, str]) -> Origin | None:
+        """A backward pass begins from a loss that is not finite.
+
+        ``modules`` has paths by the sequence number of the node that made the module's output, where those are known.
+        """
+        if self._origin is not None:
+            return None
+        found = _in_parameters(model, step)
+        if found is None and loss.grad_fn is not None:
+            names = {id(p): name.rpartition(".")[0] for name, p in model.named_parameters()}
+            with torch.no_grad():
+                found = in_graph(Graph(loss), names, modules, step)
+        return self._keep(found or Origin(step, "loss", dtype=short_dtype(loss.dtype)))
+
+    def gradients(self, step: int, model: torch.nn.Module, order: Sequence[str]) -> Origin | None:
+        """The optimizer is about to step with a gradient that is not finite; ``order`` has modules as they were executed."""
+        return self._keep(_in_gradients(model, step, order)) if self._origin is None else None
+
+    def frame(self, frame: Frame) -> None:
+        """A frame has reached the host, before the pulse of its step."""
+        if self._frame is not None and self._origin is None:
+            for kind in _WATCHED:
+                bad = self._frame.columns[f"{kind}.nonfinite"] > 0
+                before = self._often.get(kind)
+                self._often[kind] = bad | before if before is not None and len(before) == len(bad) else bad
+        self._frame = frame
+
+    def pulse(self, row: Sequence[float], info: RunInfo) -> Origin | None:
+        """A pulse has reached the host."""
+        pulse = dict(zip(PULSE_FIELDS, row, strict=True))
+        broken = (pulse["backwards"] > 0 and not math.isfinite(pulse["loss"])) or math.isinf(pulse["gradient_norm"])
+        if not broken or self._frame is None or self._frame.step != pulse["step"]:
+            return None
+        if self._origin is None:
+            return self._keep(_in_frame(self._frame, self._often, loss_is_finite=math.isfinite(pulse["loss"])))
+        if self._origin.step == self._frame.step and self._origin.place in ("between", "loss"):
+            return self._placed(self._origin, self._frame, info)
+        return None
+
+    def _placed(self, origin: Origin, frame: Frame, info: RunInfo) -> Origin | None:
+        """The origin in the module without parameters whose output was the first that is not finite: a softmax, say."""
+        fresh = _fresh(frame, "activation", self._often)
+        place = int(np.argmax(fresh)) if fresh.any() else None
+        path = frame.schema.modules[place].path if place is not None else ""
+        leaf = any(m.path == path and not m.parameters and m.role in ("activation", "other") for m in info.modules)
+        if place is None or not leaf:
+            return None
+        return self._keep(replace(origin, place="forward", module=path, before=_previous(frame, place)))
+
+    def _keep(self, origin: Origin | None) -> Origin | None:
+        self._origin = origin or self._origin
+        return origin
+
+
+def _in_parameters(model: torch.nn.Module, step: int) -> Origin | None:
+    for name, parameter in model.named_parameters():
+        if not is_finite(parameter):
+            module = name.rpartition(".")[0]
+            return Origin(
+                step, "parameter", module, dtype=short_dtype(parameter.dtype), largest=largest_finite([parameter.detach()])
+            )
+    return None
+
+
+def _in_gradients(model: torch.nn.Module, step: int, order: Sequence[str]) -> Origin | None:
+    """The parameter nearest to the loss whose gradient is not finite: the way back comes by it first."""
+    places = {path: place for place, path in enumerate(order)}
+    held = [(name.rpartition(".")[0], p.grad) for name, p in model.named_parameters() if p.grad is not None]
+    held.sort(key=lambda pair: places.get(pair[0], -1))
+    bad = [place for place, (_, gradient) in enumerate(held) if not is_finite(gradient)]
+    if not bad:
+        return None  # the squares overflowed, and not the gradient
+    module, gradient = held[bad[-1]]
+    before = next((name for name, _ in held[bad[-1] + 1 :] if name != module), None)
+    return Origin(
+        step, "backward", module, before=before, dtype=short_dtype(gradient.dtype), largest=largest_finite([gradient.detach()])
+    )
+
+
+def _in_frame(frame: Frame, often: Mapping[str, np.ndarray], *, loss_is_finite: bool) -> Origin | None:
+    """The first that is not finite, in the order in which it was worked out."""
+    parameters = [site.path.rpartition(".")[0] for site in frame.schema.parameters]
+    fresh = {kind: _fresh(frame, kind, often) for kind in _WATCHED}
+    if fresh["weight"].any():
+        return Origin(frame.step, "parameter", parameters[int(np.argmax(fresh["weight"]))])
+    if fresh["input"].any():
+        return Origin(frame.step, "input")
+    if fresh["activation"].any():
+        place = int(np.argmax(fresh["activation"]))
+        return Origin(frame.step, "forward", frame.schema.modules[place].path, before=_previous(frame, place))
+    if not loss_is_finite:
+        return Origin(frame.step, "loss", before=_previous(frame, len(frame.schema.modules)))
+    if fresh["weight_gradient"].any():
+        place = int(np.flatnonzero(fresh["weight_gradient"])[-1])
+        return Origin(frame.step, "backward", parameters[place], before=next(iter(parameters[place + 1 :]), None))
+    return None
+
+
+def _fresh(frame: Frame, kind: str, often: Mapping[str, np.ndarray]) -> np.ndarray:
+    values: Array = frame.columns[f"{kind}.nonfinite"]
+    bad = values > 0
+    before = often.get(kind)
+    return bad & ~before if before is not None and len(before) == len(bad) else bad
+
+
+def _previous(frame: Frame, place: int) -> str | None:
+    return frame.schema.modules[place - 1].path if place else None

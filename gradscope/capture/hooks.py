@@ -1,0 +1,125 @@
+"""The forward passes of a model's modules, as those who listen in one watch hear of them.
+
+torch's global hooks fire for every module there is. One pair of them, there only while a step is sampled, asks who wants to
+hear of a module: a compiled model then knows two states, with hooks and without, and each module pays for one look-up.
+Nothing hangs on the model itself, so that copies, pickles and ``torch.save`` carry nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+from typing import final
+
+import torch
+from torch.compiler import is_dynamo_compiling
+from torch.nn.modules.module import _global_forward_hooks_with_kwargs
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+After = Callable[[torch.nn.Module, Any, Any, Any], None]  # module, args, kwargs, output
+Before = Callable[[torch.nn.Module, Any], Any]  # module, args; what it returns, if anything, takes the place of args
+
+_is_tracing = torch._C._is_tracing  # bound once: between two operations every name that is looked up misses the caches
+
+
+@final
+class ForwardHooks:
+    """One watch's hooks. Those who listen check for themselves that ``id`` still stands for their module."""
+
+    def __init__(self, guard: Callable[[], None]) -> None:
+        self._guard = guard  # called from an except clause: reports the failure and ends the watching
+        self._after: dict[int, tuple[After, ...]] = {}
+        self._before: dict[int, tuple[Before, ...]] = {}
+        self._by_listener: dict[object, tuple[Mapping[int, After], Mapping[int, Before]]] = {}
+        self._forward: RemovableHandle | None = None  # the same for as long as this lives
+        self._forward_pre: RemovableHandle | None = None
+        self.on = False
+        self.seconds = 0.0  # spent in here since the last ``start_step``
+        self.calls = 0  # hooks that fired since then
+
+    def listen(self, listener: object, *, after: Mapping[int, After], before: Mapping[int, Before]) -> None:
+        """What one listener wants to hear from now on, by ``id`` of the module, in the place of what it wanted before."""
+        self._by_listener[listener] = (after, before)
+        self._after, self._before = {}, {}
+        for afters, befores in self._by_listener.values():
+            for key, call in afters.items():
+                self._after[key] = (*self._after.get(key, ()), call)
+            for key, first in befores.items():
+                self._before[key] = (*self._before.get(key, ()), first)
+        if self.on:
+            self.switch_on()
+
+    def switch_on(self) -> None:
+        """Be called from now on. torch's compiler compiles again for a hook with a number of its own, so each keeps its number."""
+        self.on = True
+        if self._forward is None:
+            self._forward = register_module_forward_hook(self._after_forward, with_kwargs=True)
+        _put(self._forward, self._after_forward)
+        if self._before:
+            self._forward_pre = self._forward_pre or register_module_forward_pre_hook(self._before_forward)
+            _put(self._forward_pre, self._before_forward)
+        elif self._forward_pre is not None:
+            self._forward_pre.remove()
+
+    def switch_off(self) -> None:
+        self.on = False
+        for handle in (self._forward, self._forward_pre):
+            if handle is not None:
+                handle.remove()
+
+    def start_step(self) -> None:
+        """Count the time afresh."""
+        self.seconds, self.calls = 0.0, 0
+
+    def release(self) -> None:
+        """Let go of everyone."""
+        self.switch_off()
+        if self._forward is not None:
+            _global_forward_hooks_with_kwargs.pop(self._forward.id, None)  # which a handle forgets to take back
+        self._by_listener.clear()
+        self._after.clear()
+        self._before.clear()
+
+    def _after_forward(self, module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if is_dynamo_compiling():  # first of all, lest the compiler trace further and give up on the model
+            return
+        calls = self._after.get(id(module))
+        if calls is None or _is_tracing():
+            return
+        started = perf_counter()
+        try:
+            for call in calls:
+                call(module, args, kwargs, output)
+        except Exception:
+            self._guard()
+        self.calls += 1
+        self.seconds += perf_counter() - started
+
+    def _before_forward(self, module: torch.nn.Module, args: Any) -> Any:
+        if is_dynamo_compiling():
+            return None
+        calls = self._before.get(id(module))
+        if calls is None or _is_tracing():
+            return None
+        started = perf_counter()
+        given = None
+        try:
+            for call in calls:
+                replaced = call(module, args if given is None else given)
+                given = given if replaced is None else replaced
+        except Exception:
+            self._guard()
+        self.calls += 1
+        self.seconds += perf_counter() - started
+        return given
+
+
+def _put(handle: RemovableHandle, hook: Callable[..., Any]) -> None:
+    """Put a hook back whose handle has taken it off."""
+    table = handle.hooks_dict_ref()
+    if table is not None:
+        table[handle.id] = hook

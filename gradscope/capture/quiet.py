@@ -1,0 +1,109 @@
+"""Stands in for a watch over a stretch of steps at which only the loss and the time are taken.
+
+Between two steps of a training, everything that ran a step ago is gone from the caches, and each object touched has to be
+fetched anew: what a step costs goes by how much is touched, not by how much is done. So the bookkeeping of these steps is put
+off and done for a whole stretch at once.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+from typing import final
+
+import torch
+from torch.optim.optimizer import Optimizer
+
+from gradscope.capture.pulses import kept_loss
+from gradscope.capture.steps import LOOP
+from gradscope.capture.steps import Listener
+
+MOST_STEPS = 8
+MOST_SECONDS = 0.5  # what a stretch may hold back from the record
+
+
+@dataclass(frozen=True)
+class QuietStep:
+    """A step that has ended: its loss, a number where that was on the host already, and its times."""
+
+    loss: torch.Tensor | float
+    learning_rate: float
+    seconds: float
+    own: float
+
+
+class Sleeper(Listener, Protocol):
+    """The watch whose place is taken."""
+
+    def wake(self, steps: list[QuietStep], pending: torch.Tensor | float | None) -> None:
+        """Listen again. ``steps`` have ended meanwhile; ``pending`` is the loss of one that has begun."""
+
+
+@final
+class QuietSteps:
+    """Listens while the loop goes on as it did: one backward pass and one step of the one optimizer in turn.
+
+    At the end of the stretch, and at once where anything else happens, the watch is woken and told.
+    """
+
+    def __init__(self, watch: Sleeper, optimizer: Optimizer, *, most: int, last_end: float, own: float) -> None:
+        self._watch = watch
+        self._optimizer = weakref.ref(optimizer)
+        self._groups = len(optimizer.param_groups)
+        self._most = most
+        self._began = self._last_end = last_end
+        self._own = own  # seconds that gradscope has taken of the step that is being made
+        self._pending: torch.Tensor | float | None = None
+        self._steps: list[QuietStep] = []
+
+    @property
+    def made(self) -> int:
+        """Steps that have ended since the stretch began."""
+        return len(self._steps)
+
+    def before_backward(self, loss: torch.Tensor, *, first: bool) -> None:
+        started = perf_counter()
+        usual = first and self._pending is None and LOOP.has_one_listener and loss.numel() == 1
+        value = kept_loss(loss) if usual else math.nan
+        if type(value) is float and not math.isfinite(value):
+            self.end()
+            self._watch.before_backward(loss, first=first)
+            return
+        self._pending = value
+        self._own += perf_counter() - started
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Nothing is taken before the step."""
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        started = perf_counter()
+        groups = optimizer.param_groups
+        loss = self._pending
+        if loss is None or self._optimizer() is not optimizer or len(groups) != self._groups:
+            self.end()
+            self._watch.after_step(optimizer)
+            return
+        self._pending = None
+        rate = groups[0]["lr"] if self._groups == 1 else rate_of(optimizer)
+        rate = rate if type(rate) is float else rate_of(optimizer)
+        now = perf_counter()
+        self._steps.append(QuietStep(loss, rate, now - self._last_end, self._own + now - started))
+        self._last_end, self._own = now, 0.0
+        if len(self._steps) >= self._most or now - self._began > MOST_SECONDS:
+            self.end()
+
+    def end(self) -> None:
+        """Wake the watch."""
+        steps, self._steps = self._steps, []
+        self._watch.wake(steps, self._pending)
+
+
+def rate_of(optimizer: Optimizer) -> float:
+    """The largest of the groups'; NaN where one is a tensor on an accelerator, which reading would wait for."""
+    rates = [group.get("lr", float("nan")) for group in optimizer.param_groups]
+    if any(isinstance(rate, torch.Tensor) and rate.device.type != "cpu" for rate in rates):
+        return float("nan")
+    return max((float(rate) for rate in rates), default=float("nan"))

@@ -1,0 +1,69 @@
+"""Whether the model was given on this sampled step what it was given on the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+
+from gradscope.capture.arena import Arena
+from gradscope.capture.instrument import Instrument
+from gradscope.capture.instrument import Reading
+from gradscope.capture.modules import ModuleProbe
+from gradscope.records import Array
+from gradscope.records import Site
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """The rows of an arena of inputs as a sampled step left them."""
+
+    rows: torch.Tensor  # int32 [rows, elements], the bits of float32: NaN equals nothing
+    filled: tuple[bool, ...]
+
+
+@final
+class Repetition(Instrument):
+    """Fills ``input.repeated`` from a copy of the last sampled step's rows."""
+
+    def __init__(self, modules: ModuleProbe) -> None:
+        self._modules = modules
+        self._last: dict[Arena, _Copy] = {}
+
+    @property
+    def sites(self) -> Mapping[str, tuple[Site, ...]]:
+        return {}
+
+    def read(self, parameters: tuple[Site, ...], modules: tuple[Site, ...]) -> Reading:
+        inputs = [slot.forward for slot in self._modules.inputs]
+        now = {arena: _copied(arena) for arena in dict.fromkeys(held[0] for held in inputs if held is not None)}
+        both = [arena for arena in now if arena in self._last]
+        tensors = tuple(_same(now[arena].rows, self._last[arena].rows) for arena in both)
+        filled = [[a and b for a, b in zip(now[arena].filled, self._last[arena].filled, strict=False)] for arena in both]
+        places = [[held[1] if held is not None and held[0] is arena else -1 for held in inputs] for arena in both]
+        self._last = now
+
+        def columns(arrays: Sequence[Array]) -> dict[str, Array]:
+            repeated = np.full(len(inputs), np.nan, dtype=np.float32)
+            for same, there, rows in zip(arrays, filled, places, strict=True):
+                for site, row in enumerate(rows):
+                    if 0 <= row < len(there) and there[row]:
+                        repeated[site] = same[row]
+            return {"input.repeated": repeated}
+
+        return Reading(tensors, columns)
+
+
+def _copied(arena: Arena) -> _Copy:
+    chunks = [chunk.view(torch.int32) for chunk in arena.chunks()]
+    return _Copy(chunks[0].clone() if len(chunks) == 1 else torch.cat(chunks), tuple(arena.filled))
+
+
+def _same(now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """Which rows are bit for bit as they were."""
+    rows = min(len(now), len(before))
+    return torch.eq(now[:rows], before[:rows]).all(1)

@@ -1,0 +1,74 @@
+"""When a step is worth replaying: cheap signs, all on the host already, that steps may be too long."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import numpy as np
+
+from gradscope.records import PULSE_FIELDS
+from gradscope.records import Frame
+from gradscope.records import RunInfo
+from gradscope.trends import median_of
+
+LONG_STEP = 0.1  # update ratio of the median matrix
+RISE = 0.5  # of the loss over the highest so far, in shares of the first
+JUMP = 3.0  # times that the gradient norm grew
+HIGH_START = 3.0  # times the loss of the best constant prediction
+LARGE_INPUT = 3.0  # root mean square of a batch
+DEEP = 6  # residual additions without any normalisation, or
+DEEP_PLAIN = 10  # matrix layers
+_REMEMBERED = 16
+
+
+@final
+class Suspicion:
+    """Hears of frames and pulses as they reach the host, and says whether a step should be looked into."""
+
+    def __init__(self) -> None:
+        self._losses: list[float] = []
+        self._norms: list[float] = []
+        self._ratio = math.nan
+        self._input = math.nan
+
+    def frame(self, frame: Frame, info: RunInfo) -> None:
+        matrices = {p.name for p in info.parameters if len(p.shape) >= 2 and not p.zero_at_start}
+        counted = np.array([site.path in matrices for site in frame.schema.parameters], dtype=bool)
+        self._ratio = median_of(frame.columns["update.ratio"][counted])
+        self._input = median_of(frame.columns["input.rms"])
+
+    def pulse(self, row: tuple[float, ...]) -> None:
+        if len(self._losses) < _REMEMBERED:
+            self._losses.append(row[PULSE_FIELDS.index("loss")])
+            self._norms.append(row[PULSE_FIELDS.index("gradient_norm")])
+
+    @property
+    def long_step(self) -> bool:
+        """Whether the last step that is known moved the median matrix by a tenth of its norm or more."""
+        return self._ratio >= LONG_STEP
+
+    def early(self, info: RunInfo, *, structure: bool) -> bool:
+        """Whether the numbers of the first steps look like trouble, or, if wanted, what is known of model, loss and input."""
+        return self.long_step or self._rose() or self._jumped() or (structure and self._off(info))
+
+    def _rose(self) -> bool:
+        losses = self._losses
+        return len(losses) > 1 and losses[-1] > max(losses[:-1]) + RISE * abs(losses[0])
+
+    def _jumped(self) -> bool:
+        norms = self._norms
+        return len(norms) > 1 and norms[-1] > JUMP * max(norms[:-1])
+
+    def _off(self, info: RunInfo) -> bool:
+        wiring = info.wiring
+        if wiring is None or self._input > LARGE_INPUT:
+            return self._input > LARGE_INPUT
+        known = wiring.losses[0].baseline if len(wiring.losses) == 1 else None
+        high = bool(known and self._losses and self._losses[0] > HIGH_START * known)
+        summed = any(loss.reduction == "sum" for loss in wiring.losses)
+        return high or summed or (not wiring.norms and (wiring.residual_additions >= DEEP or _layers(info) >= DEEP_PLAIN))
+
+
+def _layers(info: RunInfo) -> int:
+    return sum(module.role in ("linear", "conv") for module in info.modules)

@@ -1,0 +1,165 @@
+"""What graphs and sampled steps say of the loss: which function it is, what it is given, and what a constant would have."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+
+from gradscope.evidence import gravity
+from gradscope.records import LossInfo
+from gradscope.records import Severity
+from gradscope.timeline import Timeline
+from gradscope.trends import median_of
+
+Floats = npt.NDArray[np.float64]
+
+REGRESSIONS = ("mse", "l1", "smooth_l1")
+LEAST_SPREAD = 1e-3  # standard deviation over rms, below which float32 cannot tell it from rms and mean
+MOST_DEVIATIONS = 10.0  # of the logits, that a cross-entropy may lie above ln C
+SAMPLING = 1.5  # what the error of sampled elements may come to
+MOST_DRAWS = 512  # labels in a batch beyond which its entropy is all but that of the data
+
+
+def sole_loss(timeline: Timeline) -> LossInfo | None:
+    """The loss function where it was recognised and is the only one; None where several are added or play together."""
+    known = timeline.info.wiring.losses if timeline.info.wiring else ()
+    alone = len(known) == 1 and len(timeline.schema.losses) <= 1 and not timeline.several_objectives
+    return known[0] if alone and known[0].kind != "other" else None
+
+
+def given(timeline: Timeline, statistic: str) -> Floats:
+    """A statistic of the first loss on each sampled step; NaN where it was not captured."""
+    table = timeline.column(f"loss.{statistic}")
+    return table[:, 0].astype(np.float64) if table.shape[1] else np.full(len(table), np.nan)
+
+
+@final
+@dataclass(frozen=True)
+class Targets:
+    """What the numbers are like that a regression is to predict: medians over the sampled batches."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+
+
+def targets(timeline: Timeline) -> Targets | None:
+    """The scale of the first loss's targets; None where they are labels or were not captured."""
+    mean, rms = given(timeline, "target_mean"), given(timeline, "target_rms")
+    with np.errstate(invalid="ignore", over="ignore"):
+        spread = np.sqrt(np.maximum(rms**2 - mean**2, 0.0))
+        spread = np.where(spread < LEAST_SPREAD * rms, given(timeline, "target_signal"), spread)
+    found = Targets(*(median_of(x) for x in (mean, spread, given(timeline, "target_low"), given(timeline, "target_high"))))
+    return found if math.isfinite(found.mean) and math.isfinite(found.std) else None
+
+
+def terms(timeline: Timeline, loss: LossInfo) -> float:
+    """How many numbers the loss adds or averages; NaN where that is not known."""
+    counted = median_of(given(timeline, "target_count"))
+    if math.isfinite(counted):
+        return counted
+    shape = loss.target_shape or (loss.input_shape if loss.kind in REGRESSIONS else (loss.input_shape or ())[:1])
+    return float(math.prod(shape)) if shape else math.nan
+
+
+def loss_weight(timeline: Timeline) -> float:
+    """By how much the first loss counts in what backward() was called on: 1, or 1/k where it was divided by k."""
+    weight = median_of(given(timeline, "weight"))
+    return weight if math.isfinite(weight) and weight != 0 else 1.0
+
+
+def each(timeline: Timeline, loss: LossInfo, value: float) -> float:
+    """A value of the run's loss as the mean over its terms, whatever it was multiplied with; NaN where that is not known."""
+    share = 1 / loss_weight(timeline) / (terms(timeline, loss) if loss.reduction == "sum" else 1.0)
+    return value * share if _is_mean(timeline, loss, share) else math.nan
+
+
+def _is_mean(timeline: Timeline, loss: LossInfo, share: float) -> bool:
+    """Whether the first loss can be the mean of what went into it: other terms, or a sum over features, make it larger."""
+    if not len(timeline.frames) or not len(timeline.loss) or timeline.steps[0] != timeline.loss_steps[0]:
+        return True
+    output, target = float(given(timeline, "input_rms")[0]), float(given(timeline, "target_rms")[0])
+    most = {"mse": (output + target) ** 2, "l1": output + target, "cross_entropy": guess(loss) + MOST_DEVIATIONS * output}
+    return not timeline.loss[0] * share > SAMPLING * most.get(loss.kind, math.inf)
+
+
+def chance(timeline: Timeline, loss: LossInfo) -> float:
+    """The mean loss of the best constant prediction: entropy of the labels, variance of the targets; NaN where unknown."""
+    if loss.kind in ("cross_entropy", "nll"):
+        seen = given(timeline, "label_entropy_seen")
+        seen = seen[np.isfinite(seen) & (seen > 0)]
+        return float(seen[-1]) if len(seen) else guess(loss)
+    known = targets(timeline)
+    if known is None:
+        return math.nan
+    if loss.kind in ("bce", "bce_with_logits"):
+        return two_way_entropy(known.mean) if 0 < known.mean < 1 else math.nan
+    return known.std**2 if loss.kind == "mse" else math.nan
+
+
+def guess(loss: LossInfo) -> float:
+    """ln C, what a classifier has that knows nothing; NaN for other losses."""
+    classes = loss.classes or 0
+    return math.log(classes) if loss.kind in ("cross_entropy", "nll") and classes > 1 else math.nan
+
+
+def two_way_entropy(share: float) -> float:
+    """Entropy of a choice between two of which one has this share, in nats."""
+    return -sum(p * math.log(p) for p in (share, 1 - share) if p > 0)
+
+
+def label_mixing(timeline: Timeline, loss: LossInfo, *, least: float = 0.3) -> float:
+    """Mean entropy of the sampled batches' labels over what shuffled batches of that size have at least.
+
+    About 1 or more for shuffled data and 0 where each batch holds one class. NaN where batches are so small, or one class
+    so frequent, that shuffled ones may be expected to have less than ``least`` nats.
+    """
+    entropies, seen = given(timeline, "label_entropy"), given(timeline, "label_entropy_seen")
+    known = np.isfinite(entropies) & np.isfinite(seen)
+    if not known.any() or (loss.classes or 0) < 2:
+        return math.nan
+    draws = terms(timeline, loss)
+    if loss.target_shape and len(loss.target_shape) > 1:  # the labels of one image or text are alike
+        draws = min(draws, float(loss.target_shape[0]))
+    expected = _shuffled_entropy(float(seen[known][-1]), draws, int(loss.classes or 2))
+    return float(entropies[known].mean() / expected) if expected >= least else math.nan
+
+
+def _shuffled_entropy(entropy: float, draws: float, classes: int) -> float:
+    """Expected entropy of ``draws`` labels from data with this entropy, for the data that makes it smallest.
+
+    That is one frequent class and the others equally rare: H = h(p) + (1 - p) ln(C - 1), which is solved for p.
+    """
+    if not draws >= 2 or not 0 < entropy <= math.log(classes) * 1.001:
+        return 0.0
+    low, high = 1 / classes, 1.0
+    for _ in range(40):
+        share = (low + high) / 2
+        larger = two_way_entropy(share) + (1 - share) * math.log(max(classes - 1, 1)) > entropy
+        low, high = (share, high) if larger else (low, share)
+    n, rare = int(min(draws, MOST_DRAWS)), max(1 - low, 1e-12)
+    k = np.arange(1, n + 1)
+    factorials = np.concatenate([[0.0], np.cumsum(np.log(k))])
+    chances = np.exp(factorials[n] - factorials[k] - factorials[n - k] + k * math.log(rare) + (n - k) * math.log1p(-rare))
+    mixed = np.array([two_way_entropy(float(share)) for share in k / n]) + k / n * np.log(np.minimum(k, max(classes - 1, 1)))
+    return float(chances @ mixed)
+
+
+def adapts(timeline: Timeline) -> bool:
+    """Whether the optimizer divides by the gradient's size (Adam, RMSprop, Adagrad), so that a loss's scale has no effect."""
+    return any("eps" in optimizer.settings for optimizer in timeline.info.optimizers)
+
+
+def breach(timeline: Timeline) -> Severity:
+    """How grave it is that model and loss do not fit: an aside where training converged, else a warning at least."""
+    return Severity.INFO if timeline.converged else max(gravity(timeline), Severity.WARNING)
+
+
+def output_module(timeline: Timeline) -> tuple[str, ...]:
+    """The last matrix layer, whose output is the model's; empty where there is none."""
+    return (timeline.layers[-1].module.path,) if timeline.layers else ()
