@@ -191,10 +191,12 @@ def _finding(claim: _Claim, claims: list[_Claim], confidence: float) -> Finding:
 
 
 def _candidates(symptom: str, ranked: list[_Claim], obstacles: Mapping[str, str]) -> list[str]:
-    """Causes that could be behind a symptom: those half shown, those that nobody could look for, then the usual ones first."""
+    """Causes that could be behind a symptom: those half shown, those that nobody could look for, then the usual ones, and of
+    a family those that bring about most."""
     half_shown = [claim.rule.name for claim in ranked if symptom in claim.rule.explains]
     possible = [rule for rule in all_rules() if symptom in rule.explains]
-    possible.sort(key=lambda rule: (rule.name not in obstacles, (*_USUAL, rule.family).index(rule.family)))
+    families = {rule: (*_USUAL, rule.family).index(rule.family) for rule in possible}
+    possible.sort(key=lambda rule: (rule.name not in obstacles, families[rule], -len(rule.explains)))
     return list(dict.fromkeys([*half_shown, *(rule.name for rule in possible)]))[:MOST_CANDIDATES]
 
 

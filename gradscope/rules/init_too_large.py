@@ -12,6 +12,8 @@ from gradscope.depth import init_growth
 from gradscope.depth import init_remedy
 from gradscope.depth import plain
 from gradscope.evidence import gravity
+from gradscope.evidence import measured
+from gradscope.evidence import suffices
 from gradscope.records import Hit
 from gradscope.records import Severity
 from gradscope.rule import Rule
@@ -30,7 +32,8 @@ class InitTooLarge(Rule):
     * Var(W) / gain^2, and measures how the signal (the standard deviation over the batch) changes with depth. It speaks
     where the median rho is above 2 and the signal grows by more than a tenth of a decade a layer and by more than one and
     a half decades over all. Networks of three to five layers are too short for a slope: there it takes a median rho above
-    4 and a training that blew up.
+    4 and a training that blew up. Where the first step was measured to overshoot, and not to do so once each layer's weights
+    are divided by the root of its rho, that is enough, however much the signal grows.
 
     ## Why it is bad
 
@@ -74,6 +77,7 @@ class InitTooLarge(Rule):
         "lr-too-high", "exploding-gradients", "loss-divergence", "gradient-spikes", "dead-units", "saturated-units",
         "nonfinite-origin", "nonfinite-gradients", "nonfinite-loss", "loss-plateau", "initial-loss-off", "collapsed-output",
         "activation-growth", "saturating-activation",
+        "fp16-overflow", "attention-logit-growth", "output-logit-drift", "residual-growth", "clipping-too-tight",
     )  # fmt: skip
 
     least_rho: float = 2.0  # median over the layers
@@ -91,7 +95,9 @@ class InitTooLarge(Rule):
         if growth is None or not growth.rho > self.least_rho:
             return
         if growth.count >= self.least_layers and growth.slope > self.least_slope and growth.total > self.least_total:
-            yield self._hit(timeline, growth, 4.0)
+            yield self._hit(timeline, growth, 5.0 if suffices(timeline, self.name) else 4.0)
+        elif suffices(timeline, self.name):
+            yield self._hit(timeline, growth, 5.0)
         elif self._short_and_blown_up(timeline, growth):
             yield self._hit(timeline, growth, 3.0)
         elif (share := self._saturated(timeline, growth)) > self.least_saturated:
@@ -112,6 +118,7 @@ class InitTooLarge(Rule):
                 "decades_per_layer": plain(growth.slope),
                 "decades": plain(growth.total),
                 growth.unit: growth.count,
+                **measured(timeline, self.name),
             },
             message=(
                 f"At step 0 the weights' variance is {growth.rho:.3g} times what keeps the scale (median over layers), and "

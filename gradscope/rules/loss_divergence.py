@@ -157,7 +157,7 @@ def _start(timeline: Timeline, losses: npt.NDArray[np.float64]) -> float:
     known = timeline.info.wiring.losses if timeline.info.wiring else ()
     sizes = [math.prod(loss.input_shape) for loss in known if loss.input_shape]
     first = float(losses[0]) if sizes and min(sizes) >= STEADY_SIZE else median_of(losses[:10])
-    return max(first, *(loss.baseline for loss in known if loss.baseline), -np.inf)
+    return max(first, timeline.known_baseline or -np.inf)
 
 
 def _remedy(timeline: Timeline) -> Remedy:

@@ -85,7 +85,7 @@ class LossPlateau(Rule):
 
     def _reference(self, timeline: Timeline, flat: npt.NDArray[np.float64]) -> tuple[str, float] | None:
         """The level that the loss has not left, and what it is; None where it has."""
-        baseline = _baseline(timeline)
+        baseline = timeline.known_baseline
         if baseline is not None:
             least = self.level_from_above if timeline.learning else self.level
             return ("the best constant prediction", baseline) if timeline.last_loss >= least * baseline else None
@@ -111,13 +111,6 @@ class LossPlateau(Rule):
             severity=Severity.WARNING,
             strength=1.0,
         )
-
-
-def _baseline(timeline: Timeline) -> float | None:
-    """The loss of the best constant prediction, where there is one loss and it is known."""
-    losses = {(loss.kind, loss.classes): loss.baseline for loss in timeline.info.wiring.losses} if timeline.info.wiring else {}
-    baseline = next(iter(losses.values())) if len(losses) == 1 else None
-    return baseline if baseline and baseline > 0 else None
 
 
 def _full_rate_from(timeline: Timeline) -> int:

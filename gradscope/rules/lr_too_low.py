@@ -111,7 +111,7 @@ class LrTooLow(Rule):
         if eps:
             held = [p for p in timeline.info.parameters if p.trainable and p.name in timeline.optimized]
             return not gradient / math.sqrt(max(sum(p.size for p in held), 1)) >= self.eps_margin * max(eps)
-        weights = timeline.column("weight.norm")[:, timeline.trained]
+        weights = timeline.held("weight.norm")[:, timeline.trained]
         weight = float(np.median(np.sqrt(np.nansum(np.square(weights, dtype=np.float64), axis=1))))
         return not gradient >= self.least_gradient * weight
 

@@ -18,6 +18,8 @@ from gradscope.depth import init_ratios
 from gradscope.depth import plain
 from gradscope.depth import step_sizes
 from gradscope.evidence import gravity
+from gradscope.evidence import measured
+from gradscope.evidence import suffices
 from gradscope.records import Hit
 from gradscope.records import ParameterInfo
 from gradscope.records import Remedy
@@ -39,7 +41,8 @@ class MissingNormalization(Rule):
     - A residual stack of six blocks or more whose output, at step 0, grows by a tenth of a decade a block or more, while
       the layers inside the blocks are initialised well (median rho = fan_in * Var(W) / gain^2 between 0.3 and 2.5).
     - A plain net of ten matrix layers or more whose scale is even over depth at step 0, and which blows up within the
-      first ten steps although no step before moved the median weight matrix by a tenth of its norm.
+      first ten steps although no step before moved the median weight matrix by a tenth of its norm; or whose first step was
+      measured to overshoot, and not to do so once what each layer puts out is divided by its root mean square.
 
     ## Why it is bad
 
@@ -79,7 +82,8 @@ class MissingNormalization(Rule):
     explains: ClassVar[tuple[str, ...]] = (
         "lr-too-high", "exploding-gradients", "loss-divergence", "gradient-spikes", "residual-growth", "activation-growth",
         "dead-units", "saturated-units", "nonfinite-origin", "nonfinite-gradients", "nonfinite-loss", "loss-plateau",
-        "initial-loss-off",
+        "initial-loss-off", "collapsed-output",
+        "fp16-overflow", "attention-logit-growth", "output-logit-drift", "clipping-too-tight",
     )  # fmt: skip
 
     least_slope: float = 0.1  # decades of rms a block; doubling the variance is 0.15
@@ -115,7 +119,12 @@ class MissingNormalization(Rule):
             modules=names,
             first_step=0,
             last_step=0,
-            evidence={"blocks": len(blocks), "decades_per_block": plain(slope), "rho": plain(rho)},
+            evidence={
+                "blocks": len(blocks),
+                "decades_per_block": plain(slope),
+                "rho": plain(rho),
+                **measured(timeline, self.name),
+            },
             message=(
                 f"The residual stack has no normalisation: at step 0 its scale grows by a factor {10**slope:.3g} a block, "
                 f"{10 ** (slope * (len(blocks) - 1)):.3g} over {len(blocks)} blocks, though the weights are of the right size "
@@ -123,31 +132,39 @@ class MissingNormalization(Rule):
             ),
             remedy=_branch_norm(timeline, names),
             severity=gravity(timeline),
-            strength=4.0,
+            strength=5.0 if suffices(timeline, self.name) else 4.0,
         )
 
     def _plain(self, timeline: Timeline) -> Iterator[Hit]:
         onset = timeline.onset
-        if len(timeline.layers) < self.least_plain_layers or onset is None or onset > self.plain_steps:
+        sure = suffices(timeline, self.name)
+        blown_up = onset is not None and onset <= self.plain_steps
+        if len(timeline.layers) < self.least_plain_layers or not (blown_up or sure):
             return
         growth = init_growth(timeline)
-        before = timeline.steps < max(onset, 1)
+        before = timeline.steps < max(onset if onset is not None and blown_up else 1, 1)
         sizes = step_sizes(timeline)[before]
         sizes = sizes[np.isfinite(sizes)]
         if growth is None or not len(sizes) or not abs(growth.slope) <= self.even_slope or sizes.max() >= self.most_step:
             return
+        did = f"blew up at step {onset}" if blown_up else "overshot at their first step"
         yield Hit(
             modules=tuple(layer.module.path for layer in timeline.layers),
             first_step=0,
-            last_step=onset,
-            evidence={"layers": len(timeline.layers), "update_ratio": plain(float(sizes.max())), "onset": onset},
+            last_step=onset if onset is not None and blown_up else 0,
+            evidence={
+                "layers": len(timeline.layers),
+                "update_ratio": plain(float(sizes.max())),
+                "onset": onset,
+                **measured(timeline, self.name),
+            },
             message=(
-                f"{len(timeline.layers)} layers without normalisation blew up at step {onset}, though no step before moved the "
+                f"{len(timeline.layers)} layers without normalisation {did}, though no step before moved the "
                 f"median weight matrix by more than {sizes.max():.2g} of its norm: the layers' changes multiply."
             ),
             remedy=_layer_norm(timeline),
-            severity=Severity.CRITICAL,
-            strength=3.0,
+            severity=Severity.CRITICAL if blown_up else gravity(timeline),
+            strength=5.0 if sure else 3.0,
         )
 
 

@@ -77,6 +77,7 @@ class MissingZeroGrad(Rule):
         "exploding-gradients", "gradient-spikes", "loss-divergence", "nonfinite-origin", "nonfinite-gradients",
         "nonfinite-loss", "lr-too-high", "dead-units", "saturated-units", "loss-plateau", "oscillating-loss",
         "activation-growth", "collapsed-output",
+        "fp16-overflow", "attention-logit-growth", "output-logit-drift", "clipping-too-tight",
     )  # fmt: skip
 
     least_share: float = 0.5  # of the parameters that have a gradient

@@ -9,6 +9,7 @@ from typing import final
 
 import numpy as np
 
+from gradscope.evidence import began
 from gradscope.evidence import named
 from gradscope.evidence import owners
 from gradscope.evidence import parameter_names
@@ -68,7 +69,7 @@ class NonfiniteGradients(Rule):
             yield self._hit(timeline, steps, max(known, len(steps)), names)
 
     def _hit(self, timeline: Timeline, steps: np.ndarray[tuple[int], np.dtype[np.int64]], known: int, names: list[str]) -> Hit:
-        place = f", first seen in {named(names)}" if names else ""
+        place = (f", first seen in {named(names)}" if names else "") + began(timeline)
         last = int(steps[-1])
         over = bool(np.isfinite(timeline.pulse("gradient_norm")[timeline.pulse("step") > last]).any())
         return Hit(

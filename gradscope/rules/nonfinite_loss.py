@@ -9,6 +9,7 @@ from typing import final
 
 import numpy as np
 
+from gradscope.evidence import began
 from gradscope.records import Hit
 from gradscope.records import Remedy
 from gradscope.records import Severity
@@ -59,6 +60,7 @@ class NonfiniteLoss(Rule):
         steps = timeline.loss_steps[bad]
         before = timeline.loss[: int(np.argmax(bad))]
         last = f"; the loss before it was {before[-1]:.4g}" if len(before) else ""
+        last += began(timeline)
         yield Hit(
             modules=(),
             first_step=int(steps[0]),

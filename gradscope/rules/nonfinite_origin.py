@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import field
 from typing import ClassVar
 from typing import final
 
@@ -16,6 +18,7 @@ from gradscope.evidence import named
 from gradscope.evidence import owners
 from gradscope.evidence import parameter_names
 from gradscope.records import Hit
+from gradscope.records import Origin
 from gradscope.records import Remedy
 from gradscope.records import Severity
 from gradscope.rule import Rule
@@ -33,6 +36,7 @@ class _Origin:
     clause: str  # the rest of "At step 40 …"
     remedy: Remedy
     strength: float = 4.0
+    evidence: Mapping[str, str | float | None] = field(default_factory=dict)
 
 
 @final
@@ -42,9 +46,11 @@ class NonfiniteOrigin(Rule):
 
     ## What it does
 
-    Takes the first step whose loss, gradient or weights are not finite, and the first sampled step from there on, and goes
-    through it in the order in which it was computed: weights before the step, inputs, modules forward, loss, modules
-    backward, gradients. The first that is not finite is the origin; all later ones follow from it.
+    On the CPU the loss is known as `backward()` is called, on every step: where it is not finite, the graph is still there,
+    and is gone down to the first operation whose result is not finite while what went into it is. Elsewhere the rule takes
+    the first step whose loss, gradient or weights are not finite, and the first sampled step from there on, and goes through
+    it in the order in which it was computed: weights before the step, inputs, modules forward, loss, modules backward,
+    gradients. The first that is not finite is the origin; all later ones follow from it.
 
     ## Why it is bad
 
@@ -63,7 +69,8 @@ class NonfiniteOrigin(Rule):
 
     ## Known false alarms
 
-    Activations are sampled: a few bad elements may be missed in one module and seen in the next.
+    Activations are sampled: a few bad elements may be missed in one module and seen in the next. The graph knows only what its
+    operations keep: after one that keeps nothing (a sum), the one that takes the result may be named.
 
     ## References
 
@@ -77,7 +84,15 @@ class NonfiniteOrigin(Rule):
 
     grown: float = 100.0  # times that loss or gradient norm, and the root of it that the weights, grow before it counts
 
+    def obstacle(self, timeline: Timeline) -> str | None:
+        return None if timeline.info.origin is not None else Rule.obstacle(self, timeline)
+
     def check(self, timeline: Timeline) -> Iterator[Hit]:
+        told = timeline.info.origin
+        if told is not None and told.step <= timeline.step_count:  # a training may die of it within the step
+            row = int(np.searchsorted(timeline.steps, told.step, side="right")) - 1
+            yield self._hit(timeline, _as_told(timeline, told), row, told.step, told.step)
+            return
         broke = _first_bad_step(timeline)
         if broke is None or not (timeline.steps >= broke).any():
             return
@@ -87,20 +102,24 @@ class NonfiniteOrigin(Rule):
             or _in_loss(timeline, row) or _in_backward(timeline, row) or _in_gradients(timeline, row)
         )  # fmt: skip
         if origin is not None:
-            yield self._hit(timeline, origin, row, broke)
+            yield self._hit(timeline, origin, row, int(timeline.steps[row]), broke)
 
-    def _hit(self, timeline: Timeline, origin: _Origin, row: int, broke: int) -> Hit:
-        step = int(timeline.steps[row])
+    def _hit(self, timeline: Timeline, origin: _Origin, row: int, step: int, broke: int) -> Hit:
         name, before, after = self._growth(timeline, row, broke)
         grown = f", after the {name} had gone from {before:.3g} to {after:.3g}" if name else ""
         late = f" (loss or gradient were not finite from step {broke} on)" if broke < step else ""
-        alive = np.isfinite(timeline.last_loss) and not (timeline.column("weight.nonfinite")[-1] > 0).any()
+        alive = np.isfinite(timeline.last_loss) and not (timeline.held("weight.nonfinite")[-1:] > 0).any()
         return Hit(
             modules=origin.modules,
             first_step=step,
             last_step=step,
-            evidence={"place": origin.place, "first_bad_step": broke, "grown": name}
-            | ({"grown_from": before, "grown_to": after} if name else {}),
+            evidence={
+                "place": origin.place,
+                "first_bad_step": broke,
+                "grown": name,
+                **origin.evidence,
+                **({"grown_from": before, "grown_to": after} if name else {}),
+            },
             message=f"At step {step} {origin.clause}{grown}{late}.",
             remedy=_bounded(timeline, name) if name else origin.remedy,
             severity=Severity.WARNING if alive else Severity.CRITICAL,
@@ -110,7 +129,7 @@ class NonfiniteOrigin(Rule):
     def _growth(self, timeline: Timeline, row: int, broke: int) -> tuple[str, float, float]:
         """What had grown before, from where to where; an empty name where nothing had."""
         past = timeline.pulse("step") <= broke
-        weights = np.nan_to_num(timeline.column("weight.norm")[: row + 1].astype(np.float64), posinf=np.nan)
+        weights = np.nan_to_num(timeline.held("weight.norm")[: row + 1].astype(np.float64), posinf=np.nan)
         series = {
             "gradient norm": (timeline.pulse("gradient_norm")[past], self.grown),
             "loss": (np.abs(timeline.loss[timeline.loss_steps <= broke]), self.grown),
@@ -121,6 +140,89 @@ class NonfiniteOrigin(Rule):
             if after >= least * before:
                 return name, before, after
         return "", np.nan, np.nan
+
+
+# -- as the graph told it at the step itself
+
+
+def _as_told(timeline: Timeline, told: Origin) -> _Origin:
+    evidence = {"node": told.node, "dtype": told.dtype, "largest": told.largest, "module": told.module, "before": told.before}
+    modules = tuple(path for path in ((told.before,) if told.place == "between" else ()) + (told.module,) if path is not None)
+    place, strength, remedy = told.place, 4.0, _told_remedy(timeline, told)
+    if told.place == "parameter":
+        norm = timeline.pulse("gradient_norm")[timeline.pulse("step") == told.step - 1]
+        sure = len(norm) > 0 and bool(np.isfinite(norm[-1]))
+        made = f"the update of step {told.step - 1} made them so from finite gradients" if sure else "an update made them so"
+        clause = f"the weights of {_shown(told.module)} were not finite before the forward pass: {made}"
+        place, strength = "weights", 3.0 if sure else 1.0
+    elif told.place == "input":
+        clause, strength = f"an input of the model was not finite, as {_shown(told.module)} took it", 10.0
+    elif told.place == "backward":
+        source = f"while that of {told.before} was finite" if told.before else "on its way from the loss"
+        clause = f"the gradient of the weights of {_shown(told.module)} was not finite, {source}"
+    else:
+        clause = f"{_operation(told)} was the first whose result is not finite{_inputs(told)}"
+    return _Origin(place, modules, clause, remedy, strength, evidence)
+
+
+def _operation(told: Origin) -> str:
+    """ "LogBackward0 (float32) between first and second"."""
+    name = f"{told.node or 'an operation'}{f' ({told.dtype})' if told.dtype else ''}"
+    if told.place == "forward":
+        return f"{name} in {_shown(told.module)}"
+    if told.place == "between":
+        return f"{name} {f'between {told.before} and' if told.before else 'before'} {_shown(told.module)}"
+    return f"{name} {f'after {told.before}, ' if told.before else ''}in the loss"
+
+
+def _inputs(told: Origin) -> str:
+    return f"; what went into it was finite, {told.largest:.3g} at most" if told.largest is not None else ""
+
+
+def _shown(path: str | None) -> str:
+    return path or "the model"
+
+
+def _told_remedy(timeline: Timeline, told: Origin) -> Remedy:
+    if told.place == "parameter":
+        return Remedy("Look at the optimizer's learning rate and eps, and at whatever else writes to these weights.")
+    if told.place == "input":
+        return _INPUT_REMEDY
+    if told.place == "backward":
+        hint = f"Keep sqrt, norm, pow and log away from 0 after {_shown(told.module)}, also behind torch.where."
+        return Remedy(hint, ANOMALY)
+    if told.dtype == "float16":
+        return Remedy("Work this operation out in float32, or in bfloat16, whose range is as wide: float16 ends at 65,504.")
+    for name, text, code in _BY_NODE:
+        if (told.node or "").startswith(name):
+            return Remedy(text, code)
+    module = timeline.modules.get(told.module or "")
+    if told.place == "forward" and module is not None:
+        return Remedy(_hint(module.role, module.type), ANOMALY)
+    return Remedy("Look there for log, sqrt, a division, exp or a power, and bound what goes in.", ANOMALY)
+
+
+_INPUT_REMEDY = Remedy(
+    text="Find the sample that holds it, and drop or repair it.",
+    code='assert torch.isfinite(x).all(), "an input is not finite"  # on each batch, before model(x)',
+)
+_BY_NODE = (
+    ("Log1p", "Bound the logarithm's argument from below.", "x = torch.log1p(x.clamp_min(-1 + 1e-6))"),
+    ("LogSoftmax", "Bound the logits: they are out of the range of their type.", None),
+    ("Log", "Bound the logarithm's argument from below.", "x = torch.log(x.clamp_min(1e-8))"),
+    ("Div", "Keep the divisor away from zero.", "x = x / (divisor + 1e-8)  # of a divisor that is never negative"),
+    ("Reciprocal", "Keep the divisor away from zero.", "x = 1 / (divisor + 1e-8)  # of a divisor that is never negative"),
+    ("Sqrt", "Bound the root's argument from below: at zero its derivative is infinite.", "x = torch.sqrt(x.clamp_min(1e-8))"),
+    ("Rsqrt", "Bound the root's argument from below.", "x = torch.rsqrt(x.clamp_min(1e-8))"),
+    ("Exp", "Bound the exponent from above.", "x = torch.exp(x.clamp_max(80))"),
+    ("Pow", "Bound the base away from zero, and the power within the range of its type.", None),
+    ("Softmax", "See that no row of what goes into the softmax is -inf throughout, as a mask may make it.", None),
+    ("NllLoss", "Leave out batches in which every target is ignored: the mean over none is NaN.",
+     "if (targets != -100).any():\n    loss.backward()"),
+)  # fmt: skip
+
+
+# -- as the frames show it
 
 
 def _first_bad_step(timeline: Timeline) -> int | None:
@@ -159,11 +261,8 @@ def _in_inputs(timeline: Timeline, row: int) -> _Origin | None:
         return None
     names = [name for name, holds in zip(timeline.site_names("input"), bad, strict=True) if holds]
     share = float(timeline.column("input.nonfinite")[row][bad].max())
-    remedy = Remedy(
-        text="Find the sample that holds it, and drop or repair it.",
-        code='assert torch.isfinite(x).all(), "an input is not finite"  # on each batch, before model(x)',
-    )
-    return _Origin("input", (), f"the input {named(names)} was not finite ({share:.2%} of its elements)", remedy, strength=10.0)
+    clause = f"the input {named(names)} was not finite ({share:.2%} of its elements)"
+    return _Origin("input", (), clause, _INPUT_REMEDY, strength=10.0)
 
 
 def _in_forward(timeline: Timeline, row: int) -> _Origin | None:

@@ -97,19 +97,19 @@ class SymmetricInit(Rule):
         places = [layer.parameter for layer in layers]
         gradient = timeline.column("weight_gradient.norm")[:, places]
         moved = np.isfinite(gradient) & (gradient > 0)
-        weights = timeline.column("weight.row_spread")[:, places] < self.most_spread  # False where NaN
-        return moved & weights & (timeline.column("weight_gradient.row_spread")[:, places] < self.most_spread)
+        weights = timeline.held("weight.row_spread")[:, places] < self.most_spread  # False where NaN
+        return moved & weights & (timeline.held("weight_gradient.row_spread")[:, places] < self.most_spread)
 
     def _stuck_at_zero(self, timeline: Timeline, early: int) -> list[Layer]:
         if early < self.zero_frames:
             return []
-        still = (timeline.column("weight.norm")[:early] == 0) & (timeline.column("weight_gradient.norm")[:early] == 0)
+        still = (timeline.held("weight.norm")[:early] == 0) & (timeline.column("weight_gradient.norm")[:early] == 0)
         held = still.all(axis=0) & timeline.trained
         return [layer for layer in timeline.layers if held[layer.parameter]]
 
     def _hit(self, timeline: Timeline, layers: list[Layer], early: int, *, still: bool, zero: bool) -> Hit:
         names = tuple(layer.module.path for layer in layers)
-        spread = timeline.column("weight_gradient.row_spread")[:early, [layer.parameter for layer in layers]]
+        spread = timeline.held("weight_gradient.row_spread")[:early, [layer.parameter for layer in layers]]
         widest = float(np.max(spread[np.isfinite(spread)], initial=0.0))
         what = (
             "start at zero and get no gradient" if zero else "start with equal weights for all units, which get equal gradients"

@@ -12,6 +12,8 @@ import numpy as np
 
 from gradscope.depth import plain
 from gradscope.evidence import gravity
+from gradscope.evidence import measured
+from gradscope.evidence import suffices
 from gradscope.records import Hit
 from gradscope.records import Remedy
 from gradscope.records import Severity
@@ -29,7 +31,8 @@ class UnnormalizedInput(Rule):
 
     Looks at the floating-point inputs of the model: their root mean square, and their mean against their standard
     deviation. It speaks where the root mean square is above 10 or below 0.01, or where the mean is more than five
-    standard deviations from zero. Where training blew up or stands still, a root mean square above 5 is enough.
+    standard deviations from zero. Where training blew up or stands still, a root mean square above 5 is enough; where a step
+    was measured to overshoot, and not to do so once the input is divided by its root mean square, one above 3.
 
     ## Why it is bad
 
@@ -67,11 +70,13 @@ class UnnormalizedInput(Rule):
     explains: ClassVar[tuple[str, ...]] = (
         "lr-too-high", "exploding-gradients", "loss-divergence", "gradient-spikes", "dead-units", "saturated-units",
         "nonfinite-origin", "nonfinite-gradients", "nonfinite-loss", "loss-plateau", "initial-loss-off",
-        "saturating-activation",
+        "saturating-activation", "collapsed-output",
+        "fp16-overflow", "attention-logit-growth", "output-logit-drift", "clipping-too-tight", "activation-growth",
     )  # fmt: skip
 
     highest_rms: float = 10.0  # standardised data has 1
     highest_rms_wasted: float = 5.0  # where training blew up or stands still: raw digits of 0 to 16 have 7.7
+    highest_rms_measured: float = 3.0  # where a probe has shown that it is what makes steps overshoot
     lowest_rms: float = 0.01
     most_offset: float = 5.0  # mean over standard deviation
     least_spread: float = 1e-3  # standard deviation over rms; below it the input is constant, as far as float32 can tell
@@ -99,6 +104,7 @@ class UnnormalizedInput(Rule):
         if not spread > 0:
             return None
         highest = self.highest_rms_wasted if gravity(timeline) is Severity.CRITICAL else self.highest_rms
+        highest = self.highest_rms_measured if suffices(timeline, self.name) else highest
         if rms > highest:
             return f"a root mean square of {rms:.3g}"
         if rms < self.lowest_rms:
@@ -114,12 +120,18 @@ class UnnormalizedInput(Rule):
             modules=(name,),
             first_step=int(timeline.steps[seen[0]]),
             last_step=int(timeline.steps[seen[-1]]),
-            evidence={"input": name, "rms": plain(rms), "mean": plain(mean), "std": plain(spread)},
+            evidence={
+                "input": name,
+                "rms": plain(rms),
+                "mean": plain(mean),
+                "std": plain(spread),
+                **measured(timeline, self.name),
+            },
             message=f"The model's input {name!r} has {what}, where standardised data has mean 0 and standard deviation 1.",
             remedy=Remedy(
                 f"Standardise the input, as its mean is {mean:.4g} and its standard deviation {spread:.4g}.",
                 f"x = (x - {mean:.4g}) / {spread:.4g}  # over the sampled batches; better over the training set",
             ),
             severity=gravity(timeline),
-            strength=4.0,
+            strength=5.0 if suffices(timeline, self.name) else 4.0,
         )

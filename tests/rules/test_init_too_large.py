@@ -10,6 +10,7 @@ import pytest
 
 from gradscope.records import Hit
 from gradscope.records import Severity
+from gradscope.records import StepQuality
 from gradscope.rules.init_too_large import InitTooLarge
 from gradscope.timeline import ACTIVATION_ENERGY
 from gradscope.timeline import Timeline
@@ -60,6 +61,21 @@ def test_severity_follows_what_becomes_of_the_training() -> None:
     assert run(5.8, pulses=BLOWN_UP)[0].severity is Severity.CRITICAL
     assert run(5.8, pulses={})[0].severity is Severity.INFO
     assert run(5.8, steps=range(3))[0].severity is Severity.WARNING
+
+
+def probed(without: float) -> StepQuality:
+    return StepQuality(0, 20.0, 100.0, 1e5, -50.0, 0.1, {"init-too-large": without})
+
+
+def test_a_measured_remedy_makes_it_sure_however_the_signal_grows() -> None:
+    assert not run(2.5, per_layer=0.09)
+    assert not run(2.5, per_layer=0.09, probes=(probed(1.1),))
+    (hit,) = run(2.5, per_layer=0.09, probes=(probed(0.3),))
+    assert hit.strength == 5.0
+    assert (hit.evidence["overshoot"], hit.evidence["overshoot_without"]) == (20.0, 0.3)
+    assert run(5.8, probes=(probed(0.3),))[0].strength == 5.0
+    assert run(5.8, probes=(probed(1.1),))[0].strength == 4.0
+    assert not run(1.9, probes=(probed(0.3),))
 
 
 def test_rho_and_slope_and_total_must_all_be_large() -> None:

@@ -11,6 +11,7 @@ from gradscope.records import Hit
 from gradscope.records import LossInfo
 from gradscope.records import OptimizerInfo
 from gradscope.records import Severity
+from gradscope.records import StepQuality
 from gradscope.rules.lr_too_high import LrTooHigh
 from gradscope.timeline import Timeline
 from tests.timelines import SMALL
@@ -43,6 +44,50 @@ def test_a_jump_after_a_large_step_is_named_with_a_lower_rate() -> None:
     assert hit.modules == ("layers.0", "layers.2", "layers.4")
     assert hit.remedy.code is not None
     assert 'group["lr"] = 0.2 ' in hit.remedy.code  # 50 * 0.01 / 2, to one digit
+
+
+def probed(step: int = 0, overshoot: float = 4.0, **more: Any) -> StepQuality:
+    return StepQuality(step, overshoot, 1.4, 12.0, more.pop("slope", -20.0), 0.1, more)
+
+
+def test_a_measured_overshoot_makes_it_sure_and_gives_the_rate() -> None:
+    (hit,) = run(jump, probes=(probed(),))
+    assert (hit.strength, hit.severity) == (5.0, Severity.CRITICAL)
+    assert hit.evidence["overshoot"] == 4.0
+    assert 'group["lr"] = 0.006 ' in (hit.remedy.code or "")  # 0.1 / (4 · 4), to one digit
+    assert "step 0 is 4 times as long" in hit.message
+
+
+def test_a_measured_overshoot_is_enough_by_itself_while_training_does_not_work() -> None:
+    (hit,) = run(lambda step: 1.5, ratio=0.02, probes=(probed(1),), steps=DENSE, total=60)
+    assert (hit.first_step, hit.severity, hit.strength) == (1, Severity.WARNING, 5.0)
+    assert "went from 1.4 to 12" in hit.message
+    assert hits(build(probes=(probed(),)))[0].severity is Severity.INFO
+    assert not run(lambda step: 1.5, ratio=0.02, probes=(probed(11),), steps=DENSE, total=60)
+
+
+def test_an_overshoot_that_scale_explains_proves_nothing_of_the_rate() -> None:
+    explained = probed(**{"unnormalized-input": 0.2})
+    assert not hits(build(probes=(explained,)))
+    (hit,) = run(jump, probes=(explained,))
+    assert hit.strength == 3.0 and "overshoot" not in hit.evidence
+    assert run(jump, probes=(probed(**{"unnormalized-input": 1.5}),))[0].strength == 5.0
+
+
+def test_a_step_against_the_gradient_says_nothing_of_the_rate() -> None:
+    assert not hits(build(probes=(probed(slope=0.5),)))
+
+
+def test_a_step_that_was_right_refutes_it() -> None:
+    assert run(jump, probes=(probed(overshoot=0.55),), steps=DENSE)
+    assert not run(jump, probes=(probed(overshoot=0.45),), steps=DENSE)
+    assert run(jump, probes=(probed(1, overshoot=0.0),))  # after the jump all may be dead
+
+
+def test_an_overshoot_without_end_leaves_the_rate_to_the_size_of_steps() -> None:
+    (hit,) = run(jump, probes=(probed(overshoot=math.inf),))
+    assert hit.evidence["overshoot"] is None and "more than 65,000 times" in hit.message
+    assert 'group["lr"] = 0.003 ' in (hit.remedy.code or "")
 
 
 def test_the_remedy_divides_by_eight_at_least() -> None:

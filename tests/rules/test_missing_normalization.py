@@ -10,6 +10,7 @@ import pytest
 
 from gradscope.records import Hit
 from gradscope.records import Severity
+from gradscope.records import StepQuality
 from gradscope.rules.missing_normalization import MissingNormalization
 from gradscope.timeline import Timeline
 from tests.timelines import Net
@@ -87,6 +88,26 @@ def test_a_deep_plain_net_that_blows_up_at_small_steps_is_named() -> None:
     assert (hit.first_step, hit.last_step, hit.strength) == (0, 3, 3.0)
     assert hit.evidence["update_ratio"] == pytest.approx(0.05)
     assert "LayerNorm(64)" in (hit.remedy.code or "")
+
+
+def probed(without: float) -> StepQuality:
+    return StepQuality(0, 20.0, 2.6, 1e5, -50.0, 0.1, {"missing-normalization": without})
+
+
+def test_a_measured_remedy_makes_it_sure() -> None:
+    assert stack(probes=(probed(0.2),))[0].strength == 5.0
+    assert stack(probes=(probed(2.0),))[0].strength == 4.0
+    assert plain(probes=(probed(0.2),))[0].strength == 5.0
+
+
+def test_a_deep_plain_net_whose_first_step_overshot_need_not_blow_up() -> None:
+    stuck = {"loss": 2.6}
+    assert not plain(pulses=stuck)
+    assert not plain(pulses=stuck, probes=(probed(1.2),))
+    (hit,) = plain(pulses=stuck, probes=(probed(0.2),))
+    assert (hit.first_step, hit.last_step, hit.strength) == (0, 0, 5.0)
+    assert "overshot at their first step" in hit.message
+    assert plain(pulses={}, probes=(probed(0.2),))[0].severity is Severity.INFO
 
 
 def test_large_steps_are_the_learning_rates_fault() -> None:

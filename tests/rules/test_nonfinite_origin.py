@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from gradscope.records import Hit
+from gradscope.records import Origin
 from gradscope.records import Severity
 from gradscope.rules.nonfinite_origin import NonfiniteOrigin
 from gradscope.timeline import Timeline
@@ -105,6 +106,55 @@ def test_growth_of_the_weights_in_one_step_is_seen() -> None:
     columns = {"weight.norm": lambda step: 1e9 if step else 5.0, "activation.nonfinite": from_step(1)}
     (hit,) = hits(build(columns=columns, pulses={"loss": lambda step: math.nan if step else 1.4}))
     assert hit.strength == 1.0 and "largest weight norm had gone from 5 to 1e+09" in hit.message
+
+
+def told(place: str, **facts: Any) -> Hit:
+    """The finding where the black box has told the origin."""
+    changes = {key: facts.pop(key) for key in ("columns", "pulses", "steps", "total") if key in facts}
+    (hit,) = hits(
+        build(
+            **({"pulses": {"loss": lambda step: math.nan if step >= BAD else 1.4}} | changes),
+            origin=Origin(BAD, place, **facts),
+        )
+    )
+    return hit
+
+
+def test_what_the_graph_told_comes_first() -> None:
+    facts = {"module": "layers.2", "before": "layers.0", "node": "LogBackward0", "dtype": "float32", "largest": 3.5}
+    hit = told("between", **facts, columns={"activation.nonfinite": from_step(BAD)})
+    assert (hit.first_step, hit.last_step, hit.strength) == (BAD, BAD, 4.0)
+    assert hit.modules == ("layers.0", "layers.2")
+    assert "LogBackward0 (float32) between layers.0 and layers.2 was the first" in hit.message
+    assert "3.5 at most" in hit.message
+    assert "clamp_min" in (hit.remedy.code or "")
+    assert hit.evidence["node"] == "LogBackward0"
+
+
+def test_what_the_graph_told_needs_no_frame() -> None:
+    run = build(
+        steps=(), total=20, pulses={"loss": 1.0}, origin=Origin(BAD, "loss", before="layers.4", node="NllLossBackward0")
+    )
+    assert NonfiniteOrigin().obstacle(run) is None
+    (hit,) = hits(run)
+    assert "after layers.4, in the loss" in hit.message and "targets" in (hit.remedy.code or "")
+
+
+def test_each_place_that_may_be_told_is_named() -> None:
+    assert told("input", module="layers.0").strength == 10.0
+    assert "in layers.2" in told("forward", module="layers.2", node="AddmmBackward0").message
+    assert "while that of layers.4 was finite" in told("backward", module="layers.2", before="layers.4").message
+    weights = told("parameter", module="layers.2")
+    assert (weights.evidence["place"], weights.strength) == ("weights", 3.0)
+    assert "the update of step 7 made them so from finite gradients" in weights.message
+    lost = told("parameter", module="layers.2", pulses={"gradient_norm": math.inf})
+    assert lost.strength == 1.0
+    assert "float16 ends at" in told("forward", module="layers.2", node="AddmmBackward0", dtype="float16").remedy.text
+
+
+def test_growth_before_what_was_told_makes_it_a_consequence() -> None:
+    hit = told("forward", module="layers.2", pulses={"loss": lambda step: 3.0**step if step < BAD else math.inf})
+    assert hit.strength == 1.0 and "after the loss had gone from 3" in hit.message
 
 
 def test_the_remedy_fits_the_module() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from gradscope.records import Hit
 from gradscope.records import Severity
+from gradscope.records import StepQuality
 from gradscope.rules.unnormalized_input import UnnormalizedInput
 from gradscope.timeline import Timeline
 from tests.timelines import SMALL
@@ -46,6 +47,16 @@ def test_it_is_critical_where_training_blew_up_or_stands_still_and_an_aside_wher
     assert hits(build(columns=raw, pulses=STUCK))[0].severity is Severity.CRITICAL
     assert hits(build(columns=raw, pulses=STUCK, steps=range(5)))[0].severity is Severity.WARNING
     assert hits(build(columns=raw))[0].severity is Severity.INFO
+
+
+def test_a_measured_remedy_makes_it_sure_and_smaller_inputs_count() -> None:
+    def of(rms: float, without: float) -> list[Hit]:
+        probe = StepQuality(0, 9.9, 3.0, 30.0, -50.0, 0.1, {"unnormalized-input": without})
+        return hits(build(columns=pixels(rms=rms), pulses=STUCK, probes=(probe,)))
+
+    assert not of(2.9, 0.2) and not of(3.1, 1.2)
+    (hit,) = of(3.1, 0.2)
+    assert (hit.strength, hit.evidence["overshoot_without"]) == (5.0, 0.2)
 
 
 def test_boundaries_of_scale() -> None:

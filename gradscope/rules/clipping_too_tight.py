@@ -1,0 +1,136 @@
+"""A limit on the gradient's norm that no step gets by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+
+from gradscope.depth import plain
+from gradscope.depth import step_sizes
+from gradscope.evidence import gravity
+from gradscope.evidence import usual_rate
+from gradscope.evidence import warming_up
+from gradscope.records import Hit
+from gradscope.records import Remedy
+from gradscope.rule import Rule
+from gradscope.timeline import Timeline
+from gradscope.trends import median_of
+
+LOOK = 200  # clipped steps that the remedy looks back on
+
+
+@final
+@dataclass(frozen=True)
+class ClippingTooTight(Rule):
+    """Nearly every step clips the gradient to a fraction of its size, so that training is slower than its learning rate says.
+
+    ## What it does
+
+    Reads what `clip_grad_norm_` found and what it was given as a limit. It speaks, for plain SGD with or without momentum,
+    where after 100 steps more than 95 % of ten sampled calls or more clipped, to less than a tenth of the norm in the median,
+    and the median update ratio is below 0.001. Where training works all the same the finding is an aside.
+
+    ## Why it is bad
+
+    Clipping is meant for the rare step. Where it shortens each one to a tenth, the learning rate that acts is a tenth of what
+    was set, and it is coupled to the gradient's norm: a limit of 0.001 with SGD left an update ratio of 0.000004.
+
+    ## How it is told apart
+
+    - Adam and its kin divide by the gradient's size: the same factor in every step changes nothing there, and clipping every
+      step is common. They are not judged.
+    - Where steps are of an ordinary size in spite of it (0.001 and more), the limit holds back gradients that are too large;
+      see exploding-gradients.
+    - Gradients that are clipped at the wrong moment are clipping-misplaced, and are not counted.
+    - A warm-up is left alone.
+
+    ## What to do
+
+    Set the limit where ordinary steps pass, at the 90th percentile of the norms before clipping; lower the learning rate
+    instead where that is too fast.
+
+    ## Known false alarms
+
+    Differentially private training clips each gradient by design; there the learning rate is set for it.
+
+    ## References
+
+    R. Pascanu, T. Mikolov, Y. Bengio, "On the difficulty of training recurrent neural networks", 2013, section 3.2: half to
+    ten times the average norm.
+    """
+
+    family: ClassVar[str] = "loop wiring"
+    kind: ClassVar[str] = "cause"
+    needs: ClassVar[tuple[str, ...]] = ("step.clip_norm", "step.clip_limit", "update.ratio", "fact.optimizer")
+    least_steps: ClassVar[int] = 100
+    explains: ClassVar[tuple[str, ...]] = (
+        "loss-plateau", "lr-too-low", "weights-not-moving", "labels-unrelated", "bf16-stalled-updates",
+    )  # fmt: skip
+
+    least_share: float = 0.95  # of the calls that clipped
+    most_left: float = 0.1  # of the norm, in the median call
+    most_ratio: float = 1e-3  # median update ratio
+    least_calls: int = 10  # sampled
+
+    def check(self, timeline: Timeline) -> Iterator[Hit]:
+        if not all(_keeps_size(o.type) for o in timeline.info.optimizers) or timeline.converged or warming_up(timeline):
+            return
+        rows, left = _calls(timeline)
+        if len(rows) < self.least_calls or np.mean(left < 1) <= self.least_share or not np.median(left) < self.most_left:
+            return
+        size = median_of(step_sizes(timeline))
+        if 0 < size < self.most_ratio:
+            yield self._hit(timeline, rows, left, size)
+
+    def _hit(self, timeline: Timeline, rows: npt.NDArray[np.intp], left: npt.NDArray[np.float64], size: float) -> Hit:
+        norms = timeline.column("step.clip_norm")[rows, 0]
+        limit = median_of(timeline.column("step.clip_limit")[rows, 0])
+        rate, median = usual_rate(timeline), float(np.median(left))
+        better = float(f"{np.percentile(norms[-LOOK:], 90):.2g}")
+        acts = f" A learning rate of {rate:g} acts like {rate * median:.2g}." if math.isfinite(rate) else ""
+        return Hit(
+            modules=(),
+            first_step=int(timeline.steps[rows[0]]),
+            last_step=int(timeline.steps[rows[-1]]),
+            evidence={
+                "limit": plain(limit),
+                "gradient_norm": plain(median_of(norms)),
+                "left": plain(median),
+                "share_clipped": plain(float(np.mean(left < 1))),
+                "update_ratio": plain(size),
+                "learning_rate": plain(rate),
+            },
+            message=(
+                f"{100 * np.mean(left < 1):.0f} % of {len(rows)} sampled steps were clipped at {limit:g}, where the gradient's "
+                f"norm is {median_of(norms):.3g}, and a step changes the median weight matrix by {size:.2g} of its norm."
+            ),
+            remedy=Remedy(
+                f"Raise the limit from {limit:g} to {better:g}, the 90th percentile of the norms.{acts}",
+                f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={better:g})  # was {limit:g}",
+            ),
+            severity=gravity(timeline),
+            strength=4.0,
+        )
+
+
+def _calls(timeline: Timeline) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+    """Sampled steps that clipped where it counts, and what each left of the gradient; [calls]."""
+    norm, limit, place = (timeline.column(f"step.{name}")[:, 0].astype(np.float64) for name in _COLUMNS)
+    known = np.isfinite(norm) & (norm > 0) & np.isfinite(limit) & (limit > 0) & ~(place > 0)
+    rows = np.flatnonzero(known)
+    return rows, np.minimum(limit[rows] / norm[rows], 1.0)
+
+
+_COLUMNS = ("clip_norm", "clip_limit", "clip_place")
+
+
+def _keeps_size(optimizer: str) -> bool:
+    """Whether an optimizer's step is in proportion to the gradient, by its name."""
+    name = optimizer.lower()
+    return "sgd" in name and "sign" not in name

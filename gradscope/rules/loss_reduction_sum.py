@@ -1,0 +1,185 @@
+"""Losses that are a sum over the batch where the learning rate was chosen for a mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+from typing import final
+
+import numpy as np
+
+from gradscope.depth import one_digit
+from gradscope.depth import plain
+from gradscope.depth import step_sizes
+from gradscope.evidence import run_length
+from gradscope.objective import adapts
+from gradscope.objective import each
+from gradscope.objective import loss_weight
+from gradscope.objective import sole_loss
+from gradscope.objective import terms
+from gradscope.records import Hit
+from gradscope.records import LossInfo
+from gradscope.records import Remedy
+from gradscope.records import Severity
+from gradscope.rule import Rule
+from gradscope.timeline import Timeline
+from gradscope.trends import median_of
+
+FUNCTIONS = {
+    "cross_entropy": "cross_entropy", "nll": "nll_loss", "mse": "mse_loss", "l1": "l1_loss", "smooth_l1": "smooth_l1_loss",
+    "bce": "binary_cross_entropy", "bce_with_logits": "binary_cross_entropy_with_logits", "kl_div": "kl_div",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Sum:
+    loss: LossInfo
+    terms: float
+    factor: float  # by which the gradient is longer than that of the mean
+    size: float  # median update ratio of the first steps
+    overshoot: float | None  # the first above 1 that was measured
+    without: float | None  # what it would be with the mean
+
+
+@final
+@dataclass(frozen=True)
+class LossReductionSum(Rule):
+    """The loss is summed over the batch and not averaged, which multiplies every gradient and with it the learning rate.
+
+    ## What it does
+
+    Looks in the autograd graph for a loss with `reduction="sum"` that is not divided afterwards. It blames it where the
+    optimizer takes steps in proportion to the gradient, and they are too long, and those of a mean would not be: the first
+    five steps move the median weight matrix by a tenth of its norm or more, or the step goes beyond the far side of the
+    valley when the batch is tried again (an overshoot above 1). Otherwise a sum is an aside.
+
+    ## Why it is bad
+
+    With a sum over N samples the gradient is N times as long, and so is each step of SGD; a learning rate that is right for
+    one batch size is wrong for the next, and a smaller last batch makes a smaller step.
+
+    ## How it is told apart
+
+    - Steps that would be too long for the mean as well, N times shorter, are the learning rate's fault.
+    - A sum that is divided by the batch (as losses over pictures often are) counts for what it is multiplied with in all: less
+      than half of N, or less than 8, is left alone.
+    - Adam, RMSprop and Adagrad divide by the gradient's size: there the sum changes next to nothing.
+
+    Measured with 64 digits a batch and SGD at 0.1: the sum's first step had an overshoot of 9.87; divided by 64 that is 0.154,
+    and so it was with the mean.
+
+    ## What to do
+
+    Use `reduction="mean"`; or divide the learning rate by the number of terms.
+
+    ## Known false alarms
+
+    None known. Where training works the sum is an aside.
+
+    ## References
+
+    P. Goyal et al., "Accurate, Large Minibatch SGD" (2017), section 3, on loss scale and learning rate.
+    """
+
+    family: ClassVar[str] = "loss wiring"
+    kind: ClassVar[str] = "cause"
+    needs: ClassVar[tuple[str, ...]] = ("fact.loss", "update.ratio", "pulse.loss")
+    explains: ClassVar[tuple[str, ...]] = (
+        "lr-too-high", "exploding-gradients", "loss-divergence", "gradient-spikes", "dead-units", "saturated-units",
+        "nonfinite-origin", "nonfinite-gradients", "nonfinite-loss", "loss-plateau", "collapsed-output", "initial-loss-off",
+        "oscillating-loss", "activation-growth", "weights-not-moving", "unnormalized-input", "vanishing-gradients",
+        "clipping-too-tight", "fp16-overflow", "attention-logit-growth", "output-logit-drift",
+    )  # fmt: skip
+
+    least_terms: float = 8.0
+    least_share: float = 0.5  # of the terms, that the sum has to be multiplied with in all
+    large_step: float = 0.1  # median update ratio
+    first_frames: int = 5
+
+    def check(self, timeline: Timeline) -> Iterator[Hit]:
+        loss = sole_loss(timeline)
+        if loss is None or loss.reduction != "sum" or not len(timeline.loss):
+            return
+        found = self._measured(timeline, loss)
+        if found.factor >= max(self.least_terms, self.least_share * found.terms):
+            yield self._hit(timeline, found)
+
+    def _measured(self, timeline: Timeline, loss: LossInfo) -> _Sum:
+        count = terms(timeline, loss)
+        factor = count * abs(loss_weight(timeline))
+        size = median_of(step_sizes(timeline)[: self.first_frames])
+        probe = next((p for p in timeline.info.probes if p.overshoot > 1), None)
+        if probe is None:
+            return _Sum(loss, count, factor, size, None, None)
+        without = probe.without.get("loss-reduction-sum", probe.overshoot / factor if factor > 0 else math.nan)
+        return _Sum(loss, count, factor, size, probe.overshoot, without)
+
+    def _to_blame(self, timeline: Timeline, found: _Sum) -> bool:
+        """Whether steps are too long and would not be with the mean."""
+        if adapts(timeline):
+            return False
+        if found.overshoot is not None and found.without is not None:
+            return found.without < 1
+        refuted = bool(timeline.info.probes) and all(p.overshoot < 0.5 for p in timeline.info.probes)
+        return not refuted and found.size > self.large_step > found.size / found.factor
+
+    def _hit(self, timeline: Timeline, found: _Sum) -> Hit:
+        first, last = run_length(timeline)
+        blamed = self._to_blame(timeline, found)
+        rate = median_of(timeline.pulse("learning_rate")[: self.first_frames])
+        return Hit(
+            modules=(),
+            first_step=first,
+            last_step=last,
+            evidence={
+                "loss": found.loss.kind,
+                "terms": plain(found.terms),
+                "factor": plain(found.factor),
+                "update_ratio": plain(found.size),
+                "overshoot": plain(found.overshoot) if found.overshoot is not None else None,
+                "overshoot_of_the_mean": plain(found.without) if found.without is not None else None,
+            },
+            message=self._message(timeline, found, blamed=blamed),
+            remedy=_remedy(found, rate),
+            severity=self._severity(timeline, found) if blamed else Severity.INFO,
+            strength=(5.0 if found.overshoot is not None else 4.0) if blamed else 1.0,
+        )
+
+    def _message(self, timeline: Timeline, found: _Sum, *, blamed: bool) -> str:
+        begins = (
+            f"{found.loss.kind} is a sum over {found.terms:.0f} terms, so that gradients are {found.factor:.3g} times those"
+        )
+        if not blamed:
+            why = "the optimizer makes up for" if adapts(timeline) else "the learning rate seems to make up for"
+            return f"{begins} of a mean, which {why}."
+        if found.overshoot is not None:
+            return (
+                f"{begins} of a mean: steps overshoot {found.overshoot:.3g} times, and {found.without:.3g} times with a mean."
+            )
+        return f"{begins} of a mean, and the first steps moved the median weight matrix by {found.size:.3g} of its norm."
+
+    def _severity(self, timeline: Timeline, found: _Sum) -> Severity:
+        """By the loss as a mean, which the loss of a constant prediction is known as."""
+        if timeline.onset is not None:
+            return Severity.CRITICAL
+        last = each(timeline, found.loss, timeline.last_loss)
+        classes = found.loss.classes or 0
+        guess = math.log(classes) if found.loss.kind == "cross_entropy" and classes > 1 else math.inf
+        if timeline.learning and last < 0.95 * guess:
+            return Severity.INFO if last < 0.5 * guess or math.isinf(guess) else Severity.WARNING
+        return Severity.CRITICAL if np.isfinite(timeline.loss).all() and timeline.step_count >= 100 else Severity.WARNING
+
+
+def _remedy(found: _Sum, rate: float) -> Remedy:
+    function = FUNCTIONS.get(found.loss.kind, found.loss.kind)
+    output = "output.log_softmax(dim=-1)" if found.loss.kind in ("nll", "kl_div") else "output"
+    mean = f"loss = torch.nn.functional.{function}({output}, y)  # a mean, as it is by default"
+    if not rate > 0 or not found.factor > 0:
+        return Remedy("Average the loss over the batch.", f"output = model(x)\n{mean}")
+    lower = one_digit(rate / found.factor)
+    return Remedy(
+        f"Average the loss over the batch; or keep the sum and lower the learning rate from {rate:g} to {lower:g}.",
+        f"output = model(x)\n{mean}; or keep the sum, with a learning rate of {lower:g}",
+    )

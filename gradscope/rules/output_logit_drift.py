@@ -1,0 +1,119 @@
+"""Output logits that drift away together, which the loss does not see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+from typing import final
+
+import numpy as np
+
+from gradscope.depth import plain
+from gradscope.evidence import before_onset
+from gradscope.evidence import works
+from gradscope.records import Hit
+from gradscope.records import LossInfo
+from gradscope.records import Remedy
+from gradscope.records import Severity
+from gradscope.rule import Rule
+from gradscope.timeline import Timeline
+
+
+@final
+@dataclass(frozen=True)
+class OutputLogitDrift(Rule):
+    """The logits of the output drift away from zero, by a constant that the cross-entropy does not notice.
+
+    ## What it does
+
+    Looks at the mean magnitude of log Z, the logsumexp of the logits. It speaks where that is above ten times ln C for C
+    classes in the last five sampled steps or more, over 50 steps or more, and at least twice what it was at the start.
+
+    ## Why it is bad
+
+    Cross-entropy depends on differences of logits alone; their common part wanders freely. Far from zero, float16 and
+    bfloat16 round the differences away, and the softmax becomes unstable: large language models diverge after it.
+
+    ## How it is told apart
+
+    - Logits that are large from the start come from initial weights or inputs that are too large, and are not a drift.
+    - Where a learning rate is too high, logits grow within a few steps, and that rule explains this finding.
+    - A classifier that is sure of its answers has large logits as well: where training has converged nothing is said, and
+      where it works the finding is for information.
+
+    ## What to do
+
+    Add a z-loss, 0.0001 times the mean of log² Z, to the cross-entropy; or weight decay on the last layer.
+
+    ## Known false alarms
+
+    None known at warning; models with few classes reach large logits when they overfit.
+
+    ## References
+
+    A. Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", 2022, section 5. M. Wortsman et al., "Small-scale
+    proxies for large-scale Transformer training instabilities", 2023, section 3.1.2.
+    """
+
+    family: ClassVar[str] = "transformer"
+    kind: ClassVar[str] = "cause"
+    needs: ClassVar[tuple[str, ...]] = ("loss.log_partition", "fact.loss")
+    least_steps: ClassVar[int] = 50
+    explains: ClassVar[tuple[str, ...]] = (
+        "loss-divergence", "gradient-spikes", "fp16-overflow", "nonfinite-origin", "nonfinite-gradients", "nonfinite-loss",
+        "loss-plateau",
+    )  # fmt: skip
+
+    high: float = 10.0  # times ln C
+    growth: float = 2.0  # times the start
+    least_samples: int = 5  # the last ones
+    lasting_steps: int = 50
+
+    def check(self, timeline: Timeline) -> Iterator[Hit]:
+        losses = [loss for loss in timeline.info.wiring.losses if loss.classes] if timeline.info.wiring else []
+        classes = max((loss.classes or 0 for loss in losses), default=0)
+        if classes < 2 or timeline.converged or timeline.several_objectives:
+            return
+        drift = timeline.column("loss.log_partition")[before_onset(timeline)].astype(np.float64)
+        steps = timeline.steps[before_onset(timeline)]
+        for site in range(drift.shape[1]):
+            rows = np.flatnonzero(np.isfinite(drift[:, site]))
+            below = np.flatnonzero(drift[rows, site] <= self.high * math.log(classes))
+            above = rows[below[-1] + 1 :] if len(below) else rows
+            if len(above) < self.least_samples or steps[above[-1]] - steps[above[0]] < self.lasting_steps:
+                continue
+            first, last = float(drift[rows[0], site]), float(drift[rows[-1], site])
+            if last >= self.growth * first:
+                yield self._hit(timeline, losses[0], classes, (first, last), (int(steps[above[0]]), int(steps[above[-1]])))
+                return
+
+    def _hit(
+        self, timeline: Timeline, loss: LossInfo, classes: int, values: tuple[float, float], steps: tuple[int, int]
+    ) -> Hit:
+        first, last = values
+        return Hit(
+            modules=(),
+            first_step=steps[0],
+            last_step=steps[1],
+            evidence={"log_partition": plain(last), "first_log_partition": plain(first), "uniform": plain(math.log(classes))},
+            message=(
+                f"log Z, the logsumexp of the {classes} logits, drifted from {first:.3g} to {last:.3g} by step {steps[1]}, "
+                f"{last / math.log(classes):.3g} times the ln {classes} = {math.log(classes):.3g} of logits that are all zero."
+            ),
+            remedy=_remedy(loss),
+            severity=self._severity(timeline),
+            strength=3.0,
+        )
+
+    def _severity(self, timeline: Timeline) -> Severity:
+        return Severity.INFO if works(timeline) or timeline.progressing else Severity.WARNING
+
+
+def _remedy(loss: LossInfo) -> Remedy:
+    return Remedy(
+        "Add a z-loss, 0.0001 times the mean of log² Z, which pulls the logits back to where log Z is zero.",
+        f"output = model(x)\nloss = torch.nn.functional.{'cross_entropy' if loss.kind == 'cross_entropy' else 'nll_loss'}"
+        "(output, y) + 1e-4 * torch.logsumexp(output, dim=1).square().mean()",
+    )

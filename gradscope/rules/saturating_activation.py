@@ -1,0 +1,188 @@
+"""An activation function that takes the signal away, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+from typing import final
+
+import numpy as np
+
+from gradscope.depth import begins_at_zero
+from gradscope.depth import decades
+from gradscope.depth import has_norm
+from gradscope.depth import is_residual
+from gradscope.depth import plain
+from gradscope.depth import slopes
+from gradscope.evidence import gravity
+from gradscope.evidence import named
+from gradscope.records import Hit
+from gradscope.records import Remedy
+from gradscope.records import Severity
+from gradscope.rule import Rule
+from gradscope.timeline import Layer
+from gradscope.timeline import Timeline
+from gradscope.trends import median_of
+
+# The most that one layer passes of the gradient, whatever its weights: sqrt(E[f'^2] / E[f^2]) for a standard normal input to
+# f, by numeric integration; tanh has 1.09 there and ReLU 1.
+PASSES = {"sigmoid": 0.39, "hardsigmoid": 0.32}
+FLAT = ("tanh", "sigmoid", "hardtanh", "hardsigmoid")
+MODERATE = {"tanh": 1.1, "sigmoid": 2.2, "hardtanh": 0.5, "hardsigmoid": 1.5}  # rms of the input at which 5 % are saturated
+
+
+@final
+@dataclass(frozen=True)
+class SaturatingActivation(Rule):
+    """The activation function itself takes the signal away: sigmoids one behind the other, or curves that begin at their ends.
+
+    ## What it does
+
+    Looks at step 0, before any update, in two ways. Where six matrix layers or more are each followed by a sigmoid, with
+    neither normalisation nor residual additions, it measures how the gradient shrinks over them towards the input, and
+    speaks above 0.3 decades a layer and four decades over all. And where tanh or sigmoid saturates more than half of the
+    elements of a layer at step 0 in half of such layers or more, though the weights are no larger than He's rule has them.
+
+    ## Why it is bad
+
+    A sigmoid's slope is a quarter at most, and its mean is not zero: with weights of the very best size a layer passes 39 %
+    of the gradient, with PyTorch's default 12 %. Over ten layers that leaves a billionth, and training stays at the loss of
+    a constant prediction. A curve that is flat where its inputs lie passes on next to nothing from the first step.
+
+    ## How it is told apart
+
+    - Tanh and ReLU pass the whole gradient at the right weights; where a net of these loses it, the weights are too small
+      (`init-too-small`) or too large (`init-too-large`, which explains this finding).
+    - In a net of sigmoids that rule's numbers are off as well, but other weights are no cure: this finding explains it.
+    - Inputs that are not normalised saturate the first layers; `unnormalized-input` explains this finding then.
+    - A sigmoid at the output, in a gate, or in one of a few layers does no harm and is not meant.
+    - Gates that begin open or closed by their biases are flat at the start too: of this case a warning is made only where
+      training blows up, or stands still after 100 steps.
+    - Units that saturate later in training are `saturated-units`, a symptom.
+
+    The gradients of a net of ten sigmoid layers shrank by 0.82 to 0.86 decades a layer; of healthy nets of 12 to 30 layers by
+    0.09 at most.
+
+    ## What to do
+
+    Use ReLU or GELU with He's initialisation in place of the sigmoids, or put a LayerNorm before each of them. Where the
+    curve begins flat, scale its input down.
+
+    ## Known false alarms
+
+    Sigmoids in branches that run in parallel are taken for depth. Where training works the finding is for information.
+
+    ## References
+
+    X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010, section 3.
+    S. Hochreiter, "Untersuchungen zu dynamischen neuronalen Netzen", 1991.
+    """
+
+    family: ClassVar[str] = "activations"
+    kind: ClassVar[str] = "cause"
+    needs: ClassVar[tuple[str, ...]] = ("activation.saturated", "activation_gradient.rms", "weight.norm", "fact.wiring")
+    explains: ClassVar[tuple[str, ...]] = (
+        "saturated-units", "vanishing-gradients", "init-too-small", "loss-plateau", "collapsed-output", "lr-too-low",
+        "weights-not-moving", "adam-epsilon-dominates", "fp16-underflow", "labels-unrelated",
+    )  # fmt: skip
+
+    least_slope: float = 0.3  # decades a layer by which the gradient shrinks towards the input
+    least_total: float = 4.0  # decades over all of these layers
+    least_layers: int = 6  # followed by a sigmoid
+    most_share: float = 0.5  # saturated elements of a layer
+    most_rho: float = 2.0  # variance of the weights over that of He's rule, above which these are to blame
+
+    def check(self, timeline: Timeline) -> Iterator[Hit]:
+        if not begins_at_zero(timeline):
+            return
+        found = self._stacked(timeline) or self._flat_from_the_start(timeline)
+        if found is not None:
+            yield found
+
+    def _stacked(self, timeline: Timeline) -> Hit | None:
+        layers = [x for x in timeline.layers[:-1] if x.module.activation in PASSES and not x.module.norm_follows]
+        most = 2 * len(layers) > len(timeline.layers[:-1])
+        if len(layers) < self.least_layers or not most or is_residual(timeline) or has_norm(timeline):
+            return None
+        gradient = decades(timeline.column("activation_gradient.rms")[:1, [x.site for x in layers]])
+        slope = float(slopes(gradient)[0])
+        total = slope * (len(layers) - 1)
+        if not (slope > self.least_slope and total > self.least_total):
+            return None
+        kind = str(layers[0].module.activation)
+        return Hit(
+            modules=tuple(x.module.path for x in layers),
+            first_step=0,
+            last_step=0,
+            evidence={"activation": kind, "decades_per_layer": plain(slope), "decades": plain(total), "layers": len(layers)},
+            message=(
+                f"Over {len(layers)} {kind} layers the gradient shrinks by a factor {10 ** min(total, 300.0):.2g} before any "
+                f"update, {10**slope:.2g} a layer; with the best of weights each would still pass only "
+                f"{100 * PASSES[kind]:.0f} %."
+            ),
+            remedy=_replace(kind),
+            severity=gravity(timeline),
+            strength=4.0,
+        )
+
+    def _flat_from_the_start(self, timeline: Timeline) -> Hit | None:
+        layers = [x for x in timeline.layers[:-1] if x.module.activation in FLAT and not x.module.norm_follows]
+        if not layers:
+            return None
+        shares = timeline.column("activation.saturated")[0][[x.site for x in layers]]
+        flat = [(x, float(share)) for x, share in zip(layers, shares, strict=True) if share > self.most_share]
+        if 2 * len(flat) < len(layers) or not flat or self._large(timeline, [x for x, _ in flat]):
+            return None
+        names = tuple(x.module.path for x, _ in flat)
+        share = median_of(np.array([share for _, share in flat]))
+        return Hit(
+            modules=names,
+            first_step=0,
+            last_step=0,
+            evidence={"share": plain(share), "layers": len(names), "of_layers": len(layers)},
+            message=(
+                f"{100 * share:.0f} % of the activations of {named(names)} are saturated at step 0, before any update, where 3 "
+                "% is the most that healthy trainings show, and the weights are no larger than they should be."
+            ),
+            remedy=_scale_down(timeline, [x for x, _ in flat]),
+            severity=Severity.WARNING if gravity(timeline) is Severity.CRITICAL else Severity.INFO,
+            strength=4.0,
+        )
+
+    def _large(self, timeline: Timeline, layers: list[Layer]) -> bool:
+        norms = timeline.column("weight.norm")[0].astype(np.float64)
+        rhos = [x.weight.fan_in * norms[x.parameter] ** 2 / x.weight.size / x.gain_squared for x in layers]
+        return not median_of(np.array(rhos)) <= self.most_rho
+
+
+def _replace(kind: str) -> Remedy:
+    return Remedy(
+        f"Use ReLU and He's initialisation in place of {kind}, or put a LayerNorm before each activation.",
+        "for name, module in list(model.named_modules(remove_duplicate=False)):  # before the optimizer is made\n"
+        "    if isinstance(module, (torch.nn.Sigmoid, torch.nn.Hardsigmoid)):\n"
+        "        model.set_submodule(name, torch.nn.ReLU())\n"
+        "    elif isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):\n"
+        '        torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")\n'
+        "        if module.bias is not None:\n"
+        "            torch.nn.init.zeros_(module.bias)\n"
+        "# and torch.relu in place of torch.sigmoid, where the model calls that",
+    )
+
+
+def _scale_down(timeline: Timeline, layers: list[Layer]) -> Remedy:
+    """Bring the layer's output to the size at which 5 % of the activations are saturated."""
+    rms = timeline.column("activation.rms")[0]
+    factors = {
+        x.module.path: float(f"{MODERATE[str(x.module.activation)] / rms[x.site]:.3g}")
+        for x in layers
+        if math.isfinite(rms[x.site]) and rms[x.site] > MODERATE[str(x.module.activation)]
+    }
+    text = f"Scale down what goes into the activations of {named([x.module.path for x in layers])}, or put a LayerNorm before."
+    code = (
+        f"factors = {factors}\nwith torch.no_grad():  # directly after the model is made\n"
+        "    for name, factor in factors.items():\n        for parameter in model.get_submodule(name).parameters():\n"
+        "            parameter.mul_(factor)"
+    )
+    return Remedy(text, code if factors else None)

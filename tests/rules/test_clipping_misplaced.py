@@ -1,0 +1,78 @@
+"""When clipping counts as misplaced."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from gradscope.records import Hit
+from gradscope.records import Severity
+from gradscope.rules.clipping_misplaced import ClippingMisplaced
+from gradscope.timeline import Timeline
+from tests.timelines import build
+from tests.timelines import empty
+from tests.timelines import poisoned
+
+STUCK = {"loss": lambda step: 1.39 + 0.01 * math.sin(7 * step)}
+
+
+def hits(timeline: Timeline) -> list[Hit]:
+    return list(ClippingMisplaced().check(timeline))
+
+
+def run(place: Any, *, limit: Any = 0.5, norm: Any = 2.0, pulses: Any = None, **more: Any) -> list[Hit]:
+    columns = {"step.clip_place": place, "step.clip_limit": limit, "step.clip_norm": norm}
+    return hits(build(columns=columns, pulses=pulses, **more))
+
+
+@pytest.mark.parametrize(
+    ("place", "words"), [(1.0, "before backward()"), (2.0, "after optimizer.step()"), (3.0, "GradScaler's factor")]
+)
+def test_each_wrong_place_is_named(place: float, words: str) -> None:
+    (hit,) = run(place)
+    assert words in hit.message
+    assert (hit.severity, hit.strength) == (Severity.WARNING, 10.0)
+    assert "max_norm=0.5" in (hit.remedy.code or "")
+    compile(hit.remedy.code or "", "remedy", "exec")
+
+
+def test_the_remedy_has_the_order_of_a_step() -> None:
+    code = run(2.0)[0].remedy.code or ""
+    assert code.index("backward") < code.index("clip_grad_norm_") < code.index("optimizer.step()")
+    code = run(3.0)[0].remedy.code or ""
+    assert code.index("unscale_") < code.index("clip_grad_norm_") < code.index("scaler.step")
+
+
+def test_clipping_of_scaled_gradients_is_critical_where_nothing_is_learned() -> None:
+    assert run(3.0, pulses=STUCK)[0].severity is Severity.CRITICAL
+    assert run(2.0, pulses=STUCK)[0].severity is Severity.WARNING
+
+
+def test_the_right_place_is_left_alone() -> None:
+    assert not run(0.0)
+
+
+def test_three_sampled_steps_are_needed() -> None:
+    assert not run(lambda step: 2.0 if step < 2 else math.nan)
+    assert run(lambda step: 2.0 if step < 3 else math.nan)
+
+
+def test_a_slip_now_and_then_is_no_rule() -> None:
+    assert not run(lambda step: 2.0 if step % 2 else 0.0)
+
+
+def test_a_call_without_a_limit_only_measures() -> None:
+    assert not run(2.0, limit=math.inf)
+
+
+def test_a_limit_that_is_not_known_gets_one_to_begin_with() -> None:
+    (hit,) = run(1.0, limit=math.nan, norm=math.nan)
+    assert "max_norm=1)" in (hit.remedy.code or "")
+    assert hit.evidence["limit"] is None
+
+
+def test_healthy_and_broken_numbers_raise_nothing() -> None:
+    for timeline in (build(), empty(), poisoned(math.nan), poisoned(math.inf), poisoned(0.0)):
+        assert not hits(timeline)

@@ -1,0 +1,70 @@
+"""When output logits count as drifting."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from gradscope.records import Hit
+from gradscope.records import Severity
+from gradscope.rules.output_logit_drift import OutputLogitDrift
+from gradscope.timeline import Timeline
+from tests.timelines import build
+from tests.timelines import classification
+from tests.timelines import empty
+from tests.timelines import poisoned
+
+STUCK = {"loss": lambda step: 1.4 + 0.01 * math.sin(7 * step)}
+LIMIT = 10 * math.log(4)
+
+
+def hits(timeline: Timeline) -> list[Hit]:
+    return list(OutputLogitDrift().check(timeline))
+
+
+def run(drift: Any, *, pulses: Any = STUCK, **more: Any) -> list[Hit]:
+    return hits(build(columns={"loss.log_partition": drift}, pulses=pulses, **more))
+
+
+def test_a_drift_is_named_with_a_z_loss() -> None:
+    (hit,) = run(lambda step: 1.4 + step)
+    assert hit.severity is Severity.WARNING
+    assert hit.first_step == 15  # the first sampled step above ten times ln 4
+    assert hit.evidence["uniform"] == pytest.approx(math.log(4), rel=1e-5)
+    assert "1e-4 * torch.logsumexp(output, dim=1)" in (hit.remedy.code or "")
+
+
+def test_logits_that_were_large_from_the_start_do_not_drift() -> None:
+    assert not run(40.0)
+    assert not run(lambda step: 40.0 + step / 3)
+
+
+def test_boundary_of_the_level() -> None:
+    assert run(lambda step: 1.4 if step < 5 else 1.01 * LIMIT)
+    assert not run(lambda step: 1.4 if step < 5 else 0.99 * LIMIT)
+
+
+def test_it_takes_fifty_steps() -> None:
+    assert run(lambda step: 1.4 if step < 45 else 40.0)
+    assert not run(lambda step: 1.4 if step < 50 else 40.0)
+
+
+def test_a_blow_up_is_not_a_drift() -> None:
+    assert not run(lambda step: 1.4 if step < 20 else 1e6, pulses={"loss": lambda step: 1.4 if step < 25 else 1e6})
+
+
+def test_a_sure_classifier_is_an_aside_and_a_converged_one_nothing() -> None:
+    assert run(lambda step: 1.4 + step, pulses={})[0].severity is Severity.INFO
+    assert not run(lambda step: 1.4 + step, pulses={"loss": lambda step: 1.4 if step < 5 else 0.01})
+
+
+def test_losses_without_classes_are_not_judged() -> None:
+    assert not run(lambda step: 1.4 + step, wiring=classification(losses=()))
+
+
+def test_healthy_and_broken_numbers_raise_nothing() -> None:
+    timelines = (build(), empty(), build(steps=(), total=150), poisoned(math.nan), poisoned(math.inf))
+    for timeline in timelines:
+        assert not hits(timeline)
