@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 
 from gradscope.capture.graph import Graph
+from gradscope.capture.modules import ModuleProbe
 from gradscope.capture.nonfinite import in_graph
 from gradscope.capture.nonfinite import is_finite
 from gradscope.capture.nonfinite import largest_finite
@@ -29,31 +32,37 @@ _WATCHED = ("weight", "input", "activation", "activation_gradient", "weight_grad
 class BlackBox:
     """Keeps the origin once it is found. On the CPU it is looked for at every step, elsewhere where a frame shows it.
 
-    Every method gives the origin where it is new, or known better than before, and None otherwise.
+    ``found`` is called with the origin at once where the training is still within the step that it is of.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: torch.nn.Module, modules: ModuleProbe, found: Callable[[Origin], None]) -> None:
+        self._model = weakref.ref(model)
+        self._modules = modules
+        self._found = found
         self._origin: Origin | None = None
         self._frame: Frame | None = None
         self._often: dict[str, np.ndarray] = {}  # kind -> sites that were not finite in frames before, and did no harm
 
-    def loss(self, loss: torch.Tensor, step: int, model: torch.nn.Module, modules: Mapping[int, str]) -> Origin | None:
-        """A backward pass begins from a loss that is not finite.
-
-        ``modules`` has paths by the sequence number of the node that made the module's output, where those are known.
-        """
-        if self._origin is not None:
-            return None
+    def loss(self, loss: torch.Tensor, step: int) -> None:
+        """A backward pass begins from a loss that is not finite: its graph is still there."""
+        model = self._model()
+        if self._origin is not None or model is None:
+            return
         found = _in_parameters(model, step)
         if found is None and loss.grad_fn is not None:
             names = {id(p): name.rpartition(".")[0] for name, p in model.named_parameters()}
+            nodes = {slot.node: slot.site.path for slot in self._modules.slots if slot.node >= 0}
             with torch.no_grad():
-                found = in_graph(Graph(loss), names, modules, step)
-        return self._keep(found or Origin(step, "loss", dtype=short_dtype(loss.dtype)))
+                found = in_graph(Graph(loss), names, nodes, step)
+        self._found(self._keep(found or Origin(step, "loss", dtype=short_dtype(loss.dtype))))
 
-    def gradients(self, step: int, model: torch.nn.Module, order: Sequence[str]) -> Origin | None:
-        """The optimizer is about to step with a gradient that is not finite; ``order`` has modules as they were executed."""
-        return self._keep(_in_gradients(model, step, order)) if self._origin is None else None
+    def gradients(self, step: int) -> None:
+        """The optimizer is about to step with a gradient that is not finite."""
+        model = self._model()
+        if self._origin is None and model is not None:
+            found = _in_gradients(model, step, [slot.site.path for slot in self._modules.slots])
+            if found is not None:
+                self._found(self._keep(found))
 
     def frame(self, frame: Frame) -> None:
         """A frame has reached the host, before the pulse of its step."""
@@ -65,13 +74,14 @@ class BlackBox:
         self._frame = frame
 
     def pulse(self, row: Sequence[float], info: RunInfo) -> Origin | None:
-        """A pulse has reached the host."""
+        """A pulse has reached the host; the origin where it is new, or known better than before."""
         pulse = dict(zip(PULSE_FIELDS, row, strict=True))
         broken = (pulse["backwards"] > 0 and not math.isfinite(pulse["loss"])) or math.isinf(pulse["gradient_norm"])
         if not broken or self._frame is None or self._frame.step != pulse["step"]:
             return None
         if self._origin is None:
-            return self._keep(_in_frame(self._frame, self._often, loss_is_finite=math.isfinite(pulse["loss"])))
+            found = _in_frame(self._frame, self._often, loss_is_finite=math.isfinite(pulse["loss"]))
+            return self._keep(found) if found is not None else None
         if self._origin.step == self._frame.step and self._origin.place in ("between", "loss"):
             return self._placed(self._origin, self._frame, info)
         return None
@@ -86,8 +96,8 @@ class BlackBox:
             return None
         return self._keep(replace(origin, place="forward", module=path, before=_previous(frame, place)))
 
-    def _keep(self, origin: Origin | None) -> Origin | None:
-        self._origin = origin or self._origin
+    def _keep(self, origin: Origin) -> Origin:
+        self._origin = origin
         return origin
 
 

@@ -14,9 +14,9 @@ import torch
 
 from gradscope.capture.arena import TENSOR_STATISTICS
 from gradscope.capture.arena import Arena
+from gradscope.capture.instruments.panel import Panel
 from gradscope.capture.modules import ModuleProbe
 from gradscope.capture.modules import Slot
-from gradscope.capture.panel import Panel
 from gradscope.capture.parameters import ParameterProbe
 from gradscope.capture.pulses import is_loss_scale
 from gradscope.capture.transfer import Mailbox

@@ -54,7 +54,7 @@ class ForwardHooks:
             self.switch_on()
 
     def switch_on(self) -> None:
-        """Be called from now on. torch's compiler compiles again for a hook with a number of its own, so each keeps its number."""
+        """Be called from now on. Each hook keeps its number: for a new one torch's compiler would compile again."""
         self.on = True
         if self._forward is None:
             self._forward = register_module_forward_hook(self._after_forward, with_kwargs=True)

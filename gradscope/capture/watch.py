@@ -6,7 +6,6 @@ import math
 import weakref
 from collections.abc import Callable
 from time import perf_counter
-from typing import Protocol
 from typing import final
 
 import torch
@@ -18,18 +17,21 @@ from gradscope.capture.ensemble import Ensemble
 from gradscope.capture.frames import FrameMaker
 from gradscope.capture.graph import Graph
 from gradscope.capture.graph import reaches
+from gradscope.capture.holdings import Holdings
+from gradscope.capture.holdings import tensors_of
 from gradscope.capture.hooks import ForwardHooks
-from gradscope.capture.instruments import instruments
+from gradscope.capture.instruments.panel import Panel
+from gradscope.capture.instruments.standard import instruments
 from gradscope.capture.modules import ModuleProbe
-from gradscope.capture.panel import Panel
 from gradscope.capture.parameters import ParameterProbe
-from gradscope.capture.probe import Probe
+from gradscope.capture.probe.probe import Probe
 from gradscope.capture.pulses import PulseMaker
 from gradscope.capture.quiet import MOST_STEPS
 from gradscope.capture.quiet import QuietStep
 from gradscope.capture.quiet import QuietSteps
 from gradscope.capture.quiet import rate_of
 from gradscope.capture.schedule import Governor
+from gradscope.capture.sink import Sink
 from gradscope.capture.steps import LOOP
 from gradscope.capture.transfer import Mailbox
 from gradscope.records import Frame
@@ -41,25 +43,6 @@ GRAPHS_EVERY = 25
 BACKWARDS_WITHOUT_STEP = 100  # backward calls after which a loop that never steps an optimizer is taken note of
 STRANGE_STEPS = 3  # steps of an optimizer without our parameters, before the first with them, that are taken for ours
 HOOK_SECONDS = 1.5e-6  # what torch takes to call one hook, which the hook itself cannot see
-
-
-class Sink(Protocol):
-    """Who takes what the watch sees."""
-
-    def frame(self, frame: Frame) -> None:
-        """A sampled step's numbers have arrived."""
-
-    def pulse(self, row: tuple[float, ...]) -> None:
-        """A step's cheap scalars have arrived, in the order of PULSE_FIELDS."""
-
-    def info(self, info: RunInfo) -> None:
-        """More is known of the run."""
-
-    def step_done(self) -> None:
-        """A step has ended; what it showed may still be on its way."""
-
-    def flush(self) -> None:
-        """Settle the watch, and put all that is known on the disk."""
 
 
 @final
@@ -84,13 +67,13 @@ class Watch:
         self._mailbox = Mailbox()
         self._hooks = ForwardHooks(guard)
         self._modules = ModuleProbe(model, include, exclude, self._hooks, guard)
-        self._parameters: ParameterProbe | None = None
         self._panel = Panel(instruments(model, self._modules, self._hooks, guard))
         self._frames = FrameMaker(self._modules, self._mailbox, self._take_frame)
         self._pulses = PulseMaker(self._mailbox, self._take_pulse)
         self._description = Description(info)
+        self._holdings = Holdings(model, self._modules, self._description)
         self._probe = Probe(self._hooks, enabled=probe)
-        self._blackbox = BlackBox()
+        self._blackbox = BlackBox(model, self._modules, self._put_down)
         self._quiet: QuietSteps | None = None  # who listens in our place
         self._was_plain = False  # whether the last step had one backward call, with no loss scale
         self._urgent = False  # whether the step's end is to be on the disk at once
@@ -102,8 +85,6 @@ class Watch:
         self._probing = 0.0  # of these, what a probe after the last step took
         self._last_end = perf_counter()
         self._ensemble = Ensemble()
-        # How many tensors each optimizer holds, and which of them are ours.
-        self._owned: weakref.WeakKeyDictionary[Optimizer, tuple[int, tuple[str, ...]]] = weakref.WeakKeyDictionary()
         self._told: RunInfo | None = None
         self._strange_steps = 0
         self._manual = False
@@ -130,7 +111,7 @@ class Watch:
         try:
             self.settle()
         finally:
-            self._parameters = None  # the model's memory is the user's again
+            self._holdings.release()  # the model's memory is the user's again
             self._modules.release()
             self._hooks.release()
 
@@ -151,7 +132,7 @@ class Watch:
         return self._description.info
 
     def owns_some_of(self, optimizer: Optimizer) -> bool:
-        return bool(self._owned_by(optimizer))
+        return bool(self._holdings.names(optimizer))
 
     # -- what the loop tells
 
@@ -168,7 +149,7 @@ class Watch:
             return
         started = perf_counter()
         try:
-            if self._owned_by(optimizer) or self._strange_steps >= STRANGE_STEPS - 1:
+            if self._holdings.names(optimizer) or self._strange_steps >= STRANGE_STEPS - 1:
                 self._see_step(optimizer)
         except Exception:
             self._guard()
@@ -177,7 +158,7 @@ class Watch:
     def after_step(self, optimizer: Optimizer) -> None:
         started = perf_counter()
         try:
-            names = self._owned_by(optimizer)
+            names = self._holdings.names(optimizer)
             ended = self._after_own_step(optimizer, names) if names else self._after_strange_step(optimizer)
             self._own_seconds += perf_counter() - started
             if ended:
@@ -191,7 +172,7 @@ class Watch:
         started = perf_counter()
         try:
             self._rouse()
-            parameters = self._parameters_now()
+            parameters = self._holdings.parameters()
             self._take_norm(parameters.tensors)
             if self._sampling:
                 parameters.take_gradients()
@@ -262,8 +243,8 @@ class Watch:
             self._ensemble.give_up()
             self._finish(learning_rate=float("nan"))
         if self._sampling and not self._begun:
-            self._follow_changes()
-        parameters = self._parameters_now()
+            self._holdings.follow_changes()
+        parameters = self._holdings.parameters()
         first = first or not self._begun or parameters.cleared  # with its gradients, an earlier loss was thrown away
         self._begun = True
         if first:
@@ -277,8 +258,8 @@ class Watch:
         if self._sampling and ours:
             self._panel.before_backward(loss, graph)
         self._pulses.backward(loss, ours=ours)
-        if ours and self._pulses.is_broken:
-            self._trace_loss(loss)
+        if ours and self._pulses.is_broken and self._pulses.loss_scale is None:  # else its scaler lowers the scale
+            self._blackbox.loss(loss, self._step)
         if self._sampling and ours:
             self._probe.before_backward(loss, self._pulses.loss_scale, first=first)
         self._unstepped += ours
@@ -292,24 +273,24 @@ class Watch:
         if not follows:
             self._pulses.norm(None)
         if not self._in_closure:
-            self._take_norm(_tensors(optimizer))
+            self._take_norm(tensors_of(optimizer))
         if self._sampling:
             self._panel.before_step(optimizer)
             self._probe.before_step(optimizer)
             if not follows:
-                self._take_before(self._parameters_now())
+                self._take_before(self._holdings.parameters())
 
     def _after_own_step(self, optimizer: Optimizer, names: tuple[str, ...]) -> bool:
         """Whether the training's step has ended with this optimizer's."""
         if self._attentive:
-            self._description.optimizer(optimizer, names, strangers=self._owned[optimizer][0] - len(names))
+            self._description.optimizer(optimizer, names, strangers=self._holdings.strangers(optimizer))
         if self._pulses.backwards == 0 and self._ensemble.comes_late(optimizer):
-            self._parameters_now().forget()  # the last step's frame was made before all of it had happened
+            self._holdings.parameters().forget()  # the last step's frame was made before all of it had happened
             return False
         if self._attentive and self._in_closure:
-            self._take_norm(_tensors(optimizer))
+            self._take_norm(tensors_of(optimizer))
             if self._sampling:
-                self._parameters_now().take_gradients()
+                self._holdings.parameters().take_gradients()
         if self._sampling:
             self._panel.after_step(optimizer)
         return self._ensemble.add(optimizer, names)
@@ -325,7 +306,7 @@ class Watch:
         self._strange_steps += 1
         if self._strange_steps < STRANGE_STEPS or not self._pulses.backwards:
             return False
-        self._description.optimizer(optimizer, (), strangers=self._owned[optimizer][0])
+        self._description.optimizer(optimizer, (), strangers=self._holdings.strangers(optimizer))
         return True
 
     def _take_before(self, parameters: ParameterProbe) -> None:
@@ -336,34 +317,17 @@ class Watch:
     def _take_norm(self, tensors: list[torch.Tensor]) -> None:
         if self._sampling or self._governor.wants_norm(self._step):
             started = perf_counter()
-            norm = self._parameters_now().gradient_norm(tensors)
+            norm = self._holdings.parameters().gradient_norm(tensors)
             self._pulses.norm(norm)
             self._governor.norm_took(perf_counter() - started)
             if norm is not None and norm.device.type == "cpu" and not math.isfinite(norm.numpy()):
-                self._trace_gradient()
+                self._blackbox.gradients(self._step)
 
-    def _trace_loss(self, loss: torch.Tensor) -> None:
-        """The loss is not finite: see where that came from while its graph is there."""
-        model = self._model()
-        if (
-            model is not None and self._pulses.loss_scale is None
-        ):  # a scaled loss may overflow; its scaler then lowers the scale
-            nodes = {slot.node: slot.site.path for slot in self._modules.slots if slot.node >= 0}
-            self._put_down(self._blackbox.loss(loss, self._step, model, nodes))
-
-    def _trace_gradient(self) -> None:
-        """The gradient is not finite: see where that began while it is there."""
-        model = self._model()
-        if model is not None:
-            order = [slot.site.path for slot in self._modules.slots]
-            self._put_down(self._blackbox.gradients(self._step, model, order))
-
-    def _put_down(self, origin: Origin | None) -> None:
+    def _put_down(self, origin: Origin) -> None:
         """Put an origin on the disk with all that came before, as the training may die of it; the step follows at its end."""
-        if origin is not None:
-            self._description.found_origin(origin)
-            self._urgent = True
-            self._sink.flush()
+        self._description.found_origin(origin)
+        self._urgent = True
+        self._sink.flush()
 
     def _tell(self) -> None:
         if self.info is not self._told:
@@ -411,7 +375,7 @@ class Watch:
         self._governor.owe(self._probing)
 
     def _make_frame(self) -> None:
-        parameters = self._parameters_now()
+        parameters = self._holdings.parameters()
         if not parameters.has_gradients:
             parameters.take_gradients()
         parameters.take_after()
@@ -438,35 +402,12 @@ class Watch:
             self._panel.switch_off()
             self._probe.release()
             self._hooks.start_step()
-        if not sampled and self._parameters is not None:
-            self._parameters.forget()
+        known = self._holdings.known
+        if not sampled and known is not None:
+            known.forget()
         self._sampling = sampled
 
     # -- what is known
-
-    def _parameters_now(self) -> ParameterProbe:
-        model = self._model()
-        if self._parameters is None and model is not None:  # not at attach: parameters may be lazy, or still move to a device
-            self._modules.refresh(model)
-            self._parameters = ParameterProbe(dict(model.named_parameters()))
-            self._description.model(model)
-        if self._parameters is None:
-            raise RuntimeError("the watched model was deleted within a step")
-        return self._parameters
-
-    def _follow_changes(self) -> None:
-        """Start afresh with parameters that were added, replaced, resized or moved since the last sampled step."""
-        model = self._model()
-        if self._parameters is not None and model is not None and not self._parameters.describes(model):
-            self._parameters = None
-            self._owned.clear()
-
-    def _owned_by(self, optimizer: Optimizer) -> tuple[str, ...]:
-        tensors = sum(len(group["params"]) for group in optimizer.param_groups)
-        known = self._owned.get(optimizer)
-        if known is None or known[0] != tensors:
-            known = self._owned[optimizer] = (tensors, self._parameters_now().names(_tensors(optimizer)))
-        return known[1]
 
     @property
     def _reading_graph(self) -> bool:
@@ -480,7 +421,7 @@ class Watch:
         if graph is not None:
             return self._read(graph)
         alone = LOOP.has_one_listener and not self.info.shared_process
-        return alone or loss.grad_fn is None or reaches(loss.grad_fn, self._parameters_now().ids)
+        return alone or loss.grad_fn is None or reaches(loss.grad_fn, self._holdings.parameters().ids)
 
     def _read(self, graph: Graph) -> bool:
         """Read the graph of a loss; whether it reaches the model at all."""
@@ -503,10 +444,6 @@ class Watch:
         self._probe.pulse(row, alarming=alarming)
         self._sink.pulse(row)
         origin = self._blackbox.pulse(row, self.info)
-        if origin is not None:
+        if origin is not None:  # not put down from here: this may be a flush
             self._description.found_origin(origin)
             self._urgent = True
-
-
-def _tensors(optimizer: Optimizer) -> list[torch.Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

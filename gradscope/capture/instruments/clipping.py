@@ -20,8 +20,8 @@ from torch.nn.utils import clip_grad
 from torch.optim.optimizer import Optimizer
 
 from gradscope.capture.graph import Graph
-from gradscope.capture.instrument import Instrument
-from gradscope.capture.instrument import Reading
+from gradscope.capture.instruments.instrument import Instrument
+from gradscope.capture.instruments.instrument import Reading
 from gradscope.capture.pulses import is_loss_scale
 from gradscope.capture.pulses import loss_scale_of
 from gradscope.records import Array

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from gradscope.capture.arena import Arena
-from gradscope.capture.instrument import Instrument
-from gradscope.capture.instrument import Reading
+from gradscope.capture.instruments.instrument import Instrument
+from gradscope.capture.instruments.instrument import Reading
 from gradscope.capture.modules import ModuleProbe
 from gradscope.records import Array
 from gradscope.records import Site

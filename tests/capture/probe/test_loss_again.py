@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from gradscope.capture.loss_again import Made
-from gradscope.capture.loss_again import NotUnderstood
-from gradscope.capture.loss_again import loss_again
+from gradscope.capture.probe.loss_again import Made
+from gradscope.capture.probe.loss_again import NotUnderstood
+from gradscope.capture.probe.loss_again import loss_again
 
 LABELS = torch.tensor([0, 2, -100, 1, 4, 2])
 VALUES = torch.linspace(-2, 2, 30).reshape(6, 5)

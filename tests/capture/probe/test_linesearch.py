@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from gradscope.capture.linesearch import overshoot
+from gradscope.capture.probe.linesearch import overshoot
 
 
 class Counted:

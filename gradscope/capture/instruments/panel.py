@@ -10,8 +10,8 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from gradscope.capture.graph import Graph
-from gradscope.capture.instrument import Instrument
-from gradscope.capture.instrument import Reading
+from gradscope.capture.instruments.instrument import Instrument
+from gradscope.capture.instruments.instrument import Reading
 from gradscope.records import Site
 
 

@@ -16,14 +16,14 @@ import numpy.typing as npt
 import torch
 
 from gradscope.capture.graph import Graph
-from gradscope.capture.heads import Head
-from gradscope.capture.heads import Kept
-from gradscope.capture.heads import head_below
-from gradscope.capture.instrument import Instrument
-from gradscope.capture.instrument import Reading
-from gradscope.capture.labels import MOST_CLASSES
-from gradscope.capture.labels import LabelCounts
-from gradscope.capture.labels import entropy
+from gradscope.capture.instruments.heads import Head
+from gradscope.capture.instruments.heads import Kept
+from gradscope.capture.instruments.heads import head_below
+from gradscope.capture.instruments.instrument import Instrument
+from gradscope.capture.instruments.instrument import Reading
+from gradscope.capture.instruments.labels import MOST_CLASSES
+from gradscope.capture.instruments.labels import LabelCounts
+from gradscope.capture.instruments.labels import entropy
 from gradscope.capture.losses import own_shape
 from gradscope.capture.lossnodes import Found
 from gradscope.capture.lossnodes import find_losses

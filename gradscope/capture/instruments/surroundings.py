@@ -16,8 +16,8 @@ from torch import nn
 
 from gradscope.capture.graph import Graph
 from gradscope.capture.hooks import ForwardHooks
-from gradscope.capture.instrument import Instrument
-from gradscope.capture.instrument import Reading
+from gradscope.capture.instruments.instrument import Instrument
+from gradscope.capture.instruments.instrument import Reading
 from gradscope.records import Array
 from gradscope.records import Site
 

@@ -18,8 +18,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from gradscope.capture.hooks import ForwardHooks
-from gradscope.capture.instrument import Instrument
-from gradscope.capture.instrument import Reading
+from gradscope.capture.instruments.instrument import Instrument
+from gradscope.capture.instruments.instrument import Reading
 from gradscope.records import Array
 from gradscope.records import Site
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.optim.optimizer import Optimizer
 
-from gradscope.capture.instrument import Instrument
-from gradscope.capture.instrument import Reading
+from gradscope.capture.instruments.instrument import Instrument
+from gradscope.capture.instruments.instrument import Reading
 from gradscope.capture.sampling import spread
 from gradscope.records import Array
 from gradscope.records import Site

@@ -6,17 +6,17 @@ from collections.abc import Callable
 
 import torch
 
-from gradscope.capture.attention import AttentionProbe
-from gradscope.capture.clipping import Clipping
-from gradscope.capture.contract import Contract
-from gradscope.capture.graphsize import GraphSize
 from gradscope.capture.hooks import ForwardHooks
-from gradscope.capture.instrument import Instrument
+from gradscope.capture.instruments.attention import AttentionProbe
+from gradscope.capture.instruments.clipping import Clipping
+from gradscope.capture.instruments.contract import Contract
+from gradscope.capture.instruments.graphsize import GraphSize
+from gradscope.capture.instruments.instrument import Instrument
+from gradscope.capture.instruments.moments import Moments
+from gradscope.capture.instruments.recurrent import Recurrence
+from gradscope.capture.instruments.repetition import Repetition
+from gradscope.capture.instruments.surroundings import Surroundings
 from gradscope.capture.modules import ModuleProbe
-from gradscope.capture.moments import Moments
-from gradscope.capture.recurrent import Recurrence
-from gradscope.capture.repetition import Repetition
-from gradscope.capture.surroundings import Surroundings
 
 
 def instruments(

@@ -19,8 +19,8 @@ from gradscope.capture.graph import Graph
 from gradscope.capture.graph import saved_tensor
 from gradscope.capture.graph import short_name
 from gradscope.capture.graph import source_of
-from gradscope.capture.instrument import Instrument
-from gradscope.capture.instrument import Reading
+from gradscope.capture.instruments.instrument import Instrument
+from gradscope.capture.instruments.instrument import Reading
 from gradscope.capture.lossnodes import constant_factor
 from gradscope.capture.sampling import spread
 from gradscope.records import Array

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 import gradscope
-from gradscope.capture import replay
+from gradscope.capture.probe import replay
 from tests.capture.watching import watching
 from tests.models import KINDS
 

@@ -20,11 +20,11 @@ import torch
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_map
 
-from gradscope.capture.linesearch import overshoot
-from gradscope.capture.replay import Change
-from gradscope.capture.replay import Replay
-from gradscope.capture.replay import Weights
-from gradscope.capture.replay import along
+from gradscope.capture.probe.linesearch import overshoot
+from gradscope.capture.probe.replay import Change
+from gradscope.capture.probe.replay import Replay
+from gradscope.capture.probe.replay import Weights
+from gradscope.capture.probe.replay import along
 from gradscope.records import LossInfo
 from gradscope.records import ModuleInfo
 from gradscope.records import ParameterInfo

@@ -20,21 +20,21 @@ from typing import final
 import torch
 from torch.optim.optimizer import Optimizer
 
-from gradscope.capture.counterfactuals import without_faults
-from gradscope.capture.forward_again import Forward
 from gradscope.capture.hooks import ForwardHooks
-from gradscope.capture.linesearch import INSIDE
-from gradscope.capture.linesearch import TOLERANCE
-from gradscope.capture.linesearch import overshoot
-from gradscope.capture.loss_again import NotUnderstood
-from gradscope.capture.loss_again import loss_again
-from gradscope.capture.replay import Replay
-from gradscope.capture.replay import Seen
-from gradscope.capture.replay import Weights
-from gradscope.capture.replay import along
-from gradscope.capture.replay import lacks_memory
-from gradscope.capture.replay import slope
-from gradscope.capture.suspicion import Suspicion
+from gradscope.capture.probe.counterfactuals import without_faults
+from gradscope.capture.probe.forward_again import Forward
+from gradscope.capture.probe.linesearch import INSIDE
+from gradscope.capture.probe.linesearch import TOLERANCE
+from gradscope.capture.probe.linesearch import overshoot
+from gradscope.capture.probe.loss_again import NotUnderstood
+from gradscope.capture.probe.loss_again import loss_again
+from gradscope.capture.probe.replay import Replay
+from gradscope.capture.probe.replay import Seen
+from gradscope.capture.probe.replay import Weights
+from gradscope.capture.probe.replay import along
+from gradscope.capture.probe.replay import lacks_memory
+from gradscope.capture.probe.replay import slope
+from gradscope.capture.probe.suspicion import Suspicion
 from gradscope.records import Frame
 from gradscope.records import RunInfo
 from gradscope.records import StepQuality

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from gradscope.capture.graph import Graph
-from gradscope.capture.instrument import Instrument
-from gradscope.capture.instrument import Reading
+from gradscope.capture.instruments.instrument import Instrument
+from gradscope.capture.instruments.instrument import Reading
 from gradscope.records import Array
 from gradscope.records import Site
 

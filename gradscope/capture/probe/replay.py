@@ -14,13 +14,13 @@ from typing import final
 import torch
 from torch.optim.optimizer import Optimizer
 
-from gradscope.capture.forward_again import Forward
-from gradscope.capture.loss_again import Made
-from gradscope.capture.loss_again import Term
+from gradscope.capture.probe.forward_again import Forward
+from gradscope.capture.probe.loss_again import Made
+from gradscope.capture.probe.loss_again import Term
+from gradscope.capture.probe.step_again import StepAgain
+from gradscope.capture.probe.step_again import can_step_again
+from gradscope.capture.probe.step_again import state_bytes
 from gradscope.capture.pulses import is_loss_scale
-from gradscope.capture.step_again import StepAgain
-from gradscope.capture.step_again import can_step_again
-from gradscope.capture.step_again import state_bytes
 
 MOST_BYTES = 1 << 30  # of copies that a step may be remembered with
 MOST_OF_FREE = 0.25  # share of the free memory that they may take

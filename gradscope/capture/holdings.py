@@ -1,0 +1,74 @@
+"""The model's parameters as they are now, and which of them each optimizer holds."""
+
+from __future__ import annotations
+
+import weakref
+from typing import final
+
+import torch
+from torch.optim.optimizer import Optimizer
+
+from gradscope.capture.describe import Description
+from gradscope.capture.modules import ModuleProbe
+from gradscope.capture.parameters import ParameterProbe
+
+
+@final
+class Holdings:
+    """Looks at the model when its first step begins, and again where its parameters have changed."""
+
+    def __init__(self, model: torch.nn.Module, modules: ModuleProbe, description: Description) -> None:
+        self._model = weakref.ref(model)
+        self._modules = modules
+        self._description = description
+        self._parameters: ParameterProbe | None = None
+        # How many tensors each optimizer holds, and which of them are ours.
+        self._owned: weakref.WeakKeyDictionary[Optimizer, tuple[int, tuple[str, ...]]] = weakref.WeakKeyDictionary()
+
+    @property
+    def known(self) -> ParameterProbe | None:
+        """The probe of the parameters, where one was made."""
+        return self._parameters
+
+    def parameters(self) -> ParameterProbe:
+        """The probe of the parameters. Raises RuntimeError where the model is gone."""
+        model = self._model()
+        if self._parameters is None and model is not None:  # not at attach: parameters may be lazy, or still move to a device
+            self._modules.refresh(model)
+            self._parameters = ParameterProbe(dict(model.named_parameters()))
+            self._description.model(model)
+        if self._parameters is None:
+            raise RuntimeError("the watched model was deleted within a step")
+        return self._parameters
+
+    def follow_changes(self) -> None:
+        """Start afresh with parameters that were added, replaced, resized or moved since the last sampled step."""
+        model = self._model()
+        if self._parameters is not None and model is not None and not self._parameters.describes(model):
+            self._parameters = None
+            self._owned.clear()
+
+    def names(self, optimizer: Optimizer) -> tuple[str, ...]:
+        """Which of the model's parameters an optimizer holds."""
+        return self._held(optimizer)[1]
+
+    def strangers(self, optimizer: Optimizer) -> int:
+        """How many tensors it holds that are not the model's."""
+        count, names = self._held(optimizer)
+        return count - len(names)
+
+    def release(self) -> None:
+        """Let go of the model's memory."""
+        self._parameters = None
+
+    def _held(self, optimizer: Optimizer) -> tuple[int, tuple[str, ...]]:
+        count = sum(len(group["params"]) for group in optimizer.param_groups)
+        known = self._owned.get(optimizer)
+        if known is None or known[0] != count:
+            known = self._owned[optimizer] = (count, self.parameters().names(tensors_of(optimizer)))
+        return known
+
+
+def tensors_of(optimizer: Optimizer) -> list[torch.Tensor]:
+    """All tensors that an optimizer holds."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,1 @@
+"""The step-quality probe: a step replayed along the update that was made."""
