@@ -43,13 +43,15 @@ class Bare(Way):
 class Gradscope(Way):
     def __init__(self, model: torch.nn.Module, folder: Path, every: int | None) -> None:
         import gradscope
+        from gradscope.capture.steps import LOOP
 
-        self._folder = folder
+        self._folder, self._loop = folder, LOOP
         self._scope = gradscope.attach(model, folder, every=every)
 
     def resume(self, pause: float) -> None:
         # The wait for the turn is no part of the training: with it the scope would believe that it has more time to spend.
-        self._scope._watch._last_end += pause
+        for listener in self._loop.listeners:
+            listener._last_end += pause
         self._scope._judge_from += pause
 
     def close(self) -> float:

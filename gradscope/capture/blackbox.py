@@ -26,6 +26,7 @@ from gradscope.records import Origin
 from gradscope.records import RunInfo
 
 _WATCHED = ("weight", "input", "activation", "activation_gradient", "weight_gradient")
+_STEP, _LOSS, _NORM, _BACKWARDS = map(PULSE_FIELDS.index, ("step", "loss", "gradient_norm", "backwards"))
 
 
 @final
@@ -75,12 +76,14 @@ class BlackBox:
 
     def pulse(self, row: Sequence[float], info: RunInfo) -> Origin | None:
         """A pulse has reached the host; the origin where it is new, or known better than before."""
-        pulse = dict(zip(PULSE_FIELDS, row, strict=True))
-        broken = (pulse["backwards"] > 0 and not math.isfinite(pulse["loss"])) or math.isinf(pulse["gradient_norm"])
-        if not broken or self._frame is None or self._frame.step != pulse["step"]:
+        loss, norm = row[_LOSS], row[_NORM]
+        if math.isfinite(loss) and not math.isinf(norm):  # nearly always
+            return None
+        broken = (row[_BACKWARDS] > 0 and not math.isfinite(loss)) or math.isinf(norm)
+        if not broken or self._frame is None or self._frame.step != row[_STEP]:
             return None
         if self._origin is None:
-            found = _in_frame(self._frame, self._often, loss_is_finite=math.isfinite(pulse["loss"]))
+            found = _in_frame(self._frame, self._often, loss_is_finite=math.isfinite(loss))
             return self._keep(found) if found is not None else None
         if self._origin.step == self._frame.step and self._origin.place in ("between", "loss"):
             return self._placed(self._origin, self._frame, info)

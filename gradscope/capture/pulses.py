@@ -138,12 +138,9 @@ class PulseMaker:
         losses = [loss if isinstance(loss, float) else next(values) for loss in step.losses]
         factors = [next(values) if factor is not None else 1.0 for factor in step.factors]
         norm = next(values) if step.norm is not None else math.nan
-        unscaled = [loss / factor if is_loss_scale(factor) else loss for loss, factor in zip(losses, factors, strict=True)]
-        loss = sum(unscaled) / len(unscaled) if unscaled else math.nan
         if step.norm is not None and math.isnan(norm):
             norm = math.inf  # captured, and not finite
-        scales = [factor for factor in factors if is_loss_scale(factor)]
-        scale = scales[-1] if scales else math.nan
+        loss, scale = _unscaled(losses, factors)
         row = (index, loss, norm, learning_rate, seconds, own, backwards, sampled, foreign, scale)
         self._receiver(row, alarming=bool(losses) and self._looks_wrong(loss, norm, captured=step.norm is not None))
 
@@ -155,12 +152,18 @@ class PulseMaker:
         return wrong
 
 
+def _unscaled(losses: list[float], factors: list[float]) -> tuple[float, float]:
+    """The mean of the losses without the scales of a GradScaler, and the last of these; NaN for what is not there."""
+    if factors == [1.0]:
+        return losses[0], math.nan
+    scales = [factor for factor in factors if is_loss_scale(factor)]
+    unscaled = [loss / factor if is_loss_scale(factor) else loss for loss, factor in zip(losses, factors, strict=True)]
+    return sum(unscaled) / len(unscaled) if unscaled else math.nan, scales[-1] if scales else math.nan
+
+
 def kept_loss(loss: torch.Tensor) -> torch.Tensor | float:
     """A copy, as the user may go on to change the loss in place; its value where that is at hand without waiting."""
-    detached = loss.detach()
-    if detached.device.type != "cpu":
-        return detached.clone()
-    return float(detached.numpy() if detached.dtype is torch.float32 else detached.float().numpy())
+    return float(loss.item()) if loss.is_cpu else loss.detach().clone()
 
 
 def _jumps(value: float, recent: deque[float]) -> bool:

@@ -10,14 +10,19 @@ from dataclasses import field
 from statistics import median
 from typing import Any
 from typing import TypeAlias
+from typing import final
 
 import torch
 from torch import Tensor
 from torch import nn
 
+from tests.zoo.treatment import UNTREATED
+from tests.zoo.treatment import Treatment
+
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-Watch: TypeAlias = Callable[..., Any]  # what a program calls once with each of its models, as a user calls attach()
+# What a program calls once with each of its models, as a user calls attach(); may return a Treatment.
+Watch: TypeAlias = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -64,13 +69,76 @@ class Fault:
     """A training with one fault, and without it its healthy twin."""
 
     train: Callable[[Watch, bool], Outcome]  # the second argument says whether the fault is there
-    rules: tuple[str, ...]  # diagnoses that are right
+    rules: tuple[str, ...]  # the truth, then what else may be named with right, a symptom where no cause can be shown
     proof: Proof
     falls_to: float = 0.7  # share of its start under which the twin's course has to end
+    begins: int = 0  # the step at which the fault sets in
+    aside: bool = False  # the finding is for information: it has to be there, and need not be the diagnosis
+    remedy: str | None = None  # where in the loop the remedy's code stands, see treatment.PLACES; None: it isn't tried
 
     @property
     def name(self) -> str:
         return self.train.__name__
+
+    @property
+    def truth(self) -> str:
+        return self.rules[0]
+
+
+@final
+class Loop:
+    """The usual loop over batches of ``x`` and ``y``, and what it measures. A treatment may stand in it."""
+
+    def __init__(
+        self, watch: Watch, model: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, *, loader: Batches = ()
+    ) -> None:
+        self._treatment: Treatment = watch(model) or UNTREATED
+        self._names: dict[str, Any] = {"model": model, "optimizer": optimizer, "criterion": loss, "loader": loader}
+        self._treatment.apply("start", self._names)
+        self.model: nn.Module = self._names["model"]
+        self.batches: Batches = self._names["loader"]
+        self._start = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+        self._gradients: dict[str, float] = {}
+        self._losses: list[float] = []
+        self._carried = 0
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss of a batch, to be handed to ``backward``."""
+        names = self._names
+        names.update(x=x, y=y, target=y)
+        self._treatment.apply("batch", names)
+        target = names["target"] if names["target"] is not y else names["y"]
+        names.update(target=target, output=self.model(names["x"]))
+        names["loss"] = names["criterion"](names["output"], target)
+        self._treatment.apply("loss", names)
+        loss: Tensor = names["loss"]
+        self._losses.append(float(loss.detach()))
+        return loss
+
+    def turn(self, x: Tensor, y: Tensor, *, clear: bool = True, clip: float | None = None) -> None:
+        """One step. ``clear=False`` forgets zero_grad()."""
+        optimizer = self._names["optimizer"]
+        if clear and not self._treatment.stands_at("step"):
+            optimizer.zero_grad()
+        loss = self.forward(x, y)
+        self._carried += any(bool(p.grad.any()) for p in self.model.parameters() if p.grad is not None)
+        if not self.stepped_by_remedy():
+            loss.backward()
+            if clip is not None and not self._treatment.stands_at("gradients"):
+                nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+            self._treatment.apply("gradients", self._names)
+            optimizer.step()
+        self._gradients = self._gradients or gradient_norms(self.model)
+
+    def stepped_by_remedy(self) -> bool:
+        """Whether a remedy's code stands in place of backward() and step(); it has then run."""
+        return self._treatment.apply("step", self._names)
+
+    def step(self) -> None:
+        self._names["optimizer"].step()
+
+    def outcome(self, **facts: float) -> Outcome:
+        return Outcome(tuple(self._losses), moved(self._start, self.model), self._gradients, self._carried, facts)
 
 
 def fit(
@@ -85,24 +153,11 @@ def fit(
     each: Callable[[int], None] = lambda step: None,
 ) -> Outcome:
     """The usual loop. ``each`` is called after each step with its number; ``clear=False`` forgets zero_grad()."""
-    watch(model)
-    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    losses: list[float] = []
-    gradients: dict[str, float] = {}
-    carried = 0
-    for step, (x, y) in enumerate(batches):
-        if clear:
-            optimizer.zero_grad()
-        value = loss(model(x), y)
-        carried += any(bool(p.grad.any()) for p in model.parameters() if p.grad is not None)
-        value.backward()
-        gradients = gradients or gradient_norms(model)
-        if clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-        losses.append(float(value.detach()))
+    loop = Loop(watch, model, loss, optimizer, loader=batches)
+    for step, (x, y) in enumerate(loop.batches):
+        loop.turn(x, y, clear=clear, clip=clip)
         each(step)
-    return Outcome(tuple(losses), moved(start, model), gradients, carried)
+    return loop.outcome()
 
 
 def gradient_norms(model: nn.Module) -> dict[str, float]:
@@ -111,4 +166,7 @@ def gradient_norms(model: nn.Module) -> dict[str, float]:
 
 def moved(start: Mapping[str, Tensor], model: nn.Module) -> dict[str, float]:
     after = dict(model.named_parameters())
-    return {name: float((after[name].detach() - w).norm() / w.norm().clamp_min(1e-12)) for name, w in start.items()}
+    return {
+        name: float((after[name].detach().float() - w.float()).norm() / w.float().norm().clamp_min(1e-12))
+        for name, w in start.items()
+    }

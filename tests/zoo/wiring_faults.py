@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from tests.zoo import data
+from tests.zoo import tasks
 from tests.zoo.models import convnet
 from tests.zoo.models import mlp
 from tests.zoo.program import Fault
@@ -16,6 +17,8 @@ from tests.zoo.program import Outcome
 from tests.zoo.program import Proof
 from tests.zoo.program import Watch
 from tests.zoo.program import fit
+from tests.zoo.proofs import still
+from tests.zoo.proofs import worse
 
 STEPS = 250
 
@@ -84,10 +87,7 @@ def cut_before_head(watch: Watch, faulty: bool) -> Outcome:
 
 
 def learning_rate_zero(watch: Watch, faulty: bool) -> Outcome:
-    model = convnet()
-    x, y = data.digits()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0 if faulty else 0.05, momentum=0.9)
-    return fit(watch, model, data.batches(data.standardised(x), y, steps=120), functional.cross_entropy, optimizer)
+    return tasks.see(watch, convnet(), tasks.adam, lr=0.0 if faulty else 3e-3)
 
 
 def weights_scaled_as_clipping(watch: Watch, faulty: bool) -> Outcome:
@@ -139,23 +139,33 @@ def _learned_a_constant(fault: Outcome, twin: Outcome) -> bool:
     return fault.facts["error"] > 0.8 > 2 * twin.facts["error"]
 
 
-def _still(*names: str) -> Proof:
-    """These parameters stayed bit for bit, and the twin's did not."""
-    return lambda fault, twin: all(fault.moved[name] == 0 < twin.moved[name] for name in names)
+def _carried(count: int) -> Proof:
+    """So many backward calls found a gradient other than zero, and none of the twin's."""
+    return lambda fault, twin: fault.carried >= count and not twin.carried
 
 
 PROGRAMS = (
-    Fault(no_zero_grad_sgd, ("missing-zero-grad",), lambda fault, twin: fault.carried >= STEPS - 1 and not twin.carried),
-    Fault(no_zero_grad_adam, ("missing-zero-grad",), lambda fault, twin: fault.carried >= STEPS - 1 and not twin.carried),
-    Fault(no_zero_grad_per_sample, ("missing-zero-grad",), lambda fault, twin: fault.carried >= 190 and not twin.carried),
-    Fault(optimizer_on_last_layer, ("optimizer-misses-parameters",), _still("0.weight", "2.weight")),
-    Fault(optimizer_on_old_model, ("optimizer-misses-parameters",), _still("0.weight", "2.weight")),
-    Fault(optimizer_on_replaced_layer, ("optimizer-misses-parameters",), _still("0.weight")),
-    Fault(cut_before_head, ("detached-parameters",), _still("trunk.0.weight", "trunk.2.weight")),
-    Fault(learning_rate_zero, ("weights-not-moving",), _still("0.weight", "9.weight")),
-    Fault(weights_scaled_as_clipping, ("weights-changed-outside-optimizer",), lambda fault, twin: fault.end > 1.2 * twin.end),
-    Fault(target_of_another_shape, ("loss-shape-broadcast",), _learned_a_constant),
-    Fault(difference_of_other_shapes, ("loss-shape-broadcast",), _learned_a_constant),
-    Fault(softmax_before_cross_entropy, ("double-softmax",), lambda fault, twin: fault.end > 1.4 > 2 * twin.end),
-    Fault(sigmoid_before_bce_with_logits, ("double-softmax",), lambda fault, twin: fault.end > 0.4 > 2 * twin.end),
+    Fault(no_zero_grad_sgd, ("missing-zero-grad",), _carried(STEPS - 1), remedy="step"),
+    Fault(no_zero_grad_adam, ("missing-zero-grad",), _carried(STEPS - 1), remedy="step"),
+    Fault(no_zero_grad_per_sample, ("missing-zero-grad",), _carried(190), remedy="step"),
+    Fault(optimizer_on_last_layer, ("optimizer-misses-parameters",), still("0.weight", "2.weight"), remedy="start"),
+    Fault(optimizer_on_old_model, ("optimizer-misses-parameters",), still("0.weight", "2.weight"), remedy="start"),
+    Fault(optimizer_on_replaced_layer, ("optimizer-misses-parameters",), still("0.weight"), remedy="start"),
+    Fault(cut_before_head, ("detached-parameters",), still("trunk.0.weight", "trunk.2.weight")),
+    Fault(learning_rate_zero, ("weights-not-moving",), still("0.weight", "9.weight"), remedy="start"),
+    Fault(weights_scaled_as_clipping, ("weights-changed-outside-optimizer",), worse(1.2)),
+    Fault(target_of_another_shape, ("loss-shape-broadcast",), _learned_a_constant, remedy="loss"),
+    Fault(difference_of_other_shapes, ("loss-shape-broadcast",), _learned_a_constant, remedy="loss"),
+    Fault(
+        softmax_before_cross_entropy,
+        ("double-softmax",),
+        lambda fault, twin: fault.end > 1.4 > 2 * twin.end,
+        remedy="start",
+    ),
+    Fault(
+        sigmoid_before_bce_with_logits,
+        ("double-softmax",),
+        lambda fault, twin: fault.end > 0.4 > 2 * twin.end,
+        remedy="start",
+    ),
 )
