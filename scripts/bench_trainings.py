@@ -44,13 +44,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the benchmark. ``stretch`` steps are made in one go, ``rounds`` times."""
+    """One row of the benchmark. ``stretch`` steps are made in one go, ``rounds`` times, shared out to ``sets`` of processes."""
 
     title: str
     batch: str
     make: Callable[[], Training]
     stretch: int
     rounds: int
+    sets: int
 
 
 def mlp() -> Training:
@@ -84,10 +85,10 @@ def lstm() -> Training:
 
 
 CASES = {
-    "mlp": Case("MLP", "256 rows", mlp, stretch=5, rounds=240),
-    "gpt": Case("GPT", "8 rows of 128 tokens", gpt, stretch=1, rounds=50),
-    "resnet": Case("ResNet-18", "8 pictures of 32 x 32", resnet, stretch=1, rounds=50),
-    "lstm": Case("LSTM", "8 rows of 48 tokens", lstm, stretch=2, rounds=100),
+    "mlp": Case("MLP", "256 rows", mlp, stretch=5, rounds=600, sets=3),
+    "gpt": Case("GPT", "8 rows of 128 tokens", gpt, stretch=1, rounds=50, sets=1),
+    "resnet": Case("ResNet-18", "8 pictures of 32 x 32", resnet, stretch=1, rounds=50, sets=1),
+    "lstm": Case("LSTM", "8 rows of 48 tokens", lstm, stretch=2, rounds=120, sets=2),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
@@ -78,8 +79,11 @@ class Description:
         """Where the run's first value that is not finite came from."""
         self.info = replace(self.info, origin=origin)
 
-    def graph(self, graph: Graph, model: torch.nn.Module, slots: Sequence[Slot]) -> bool:
-        """Read one loss's graph; whether it reaches any parameter of the model."""
+    def graph(self, graph: Graph, model: torch.nn.Module, slots: Sequence[Slot], *, ungraded: Mapping[str, str]) -> bool:
+        """Read one loss's graph; whether it reaches any parameter of the model.
+
+        ``ungraded`` has the modules that ran without gradients, each with the one that took what came of them.
+        """
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         reached = {names[id(leaf)] for leaf in graph.leaves() if id(leaf) in names}
         if not reached:
@@ -87,7 +91,7 @@ class Description:
         self._add_wiring(graph, reached)
         self._add_followers(graph, slots)
         self._add_seen(model, slots)
-        self._add_cuts(slots)
+        self._add_cuts(slots, ungraded)
         return True
 
     def _add_wiring(self, graph: Graph, reached: set[str]) -> None:
@@ -126,7 +130,7 @@ class Description:
         if modules != self.info.modules:
             self.info = replace(self.info, modules=modules)
 
-    def _add_cuts(self, slots: Sequence[Slot]) -> None:
+    def _add_cuts(self, slots: Sequence[Slot], ungraded: Mapping[str, str]) -> None:
         """Where, in execution order, modules that no loss reaches give way to modules that one does."""
         wiring = self.info.wiring or Wiring()
         trainable = {p.name for p in self.info.parameters if p.trainable}
@@ -135,8 +139,12 @@ class Description:
         reached = [any(name in wiring.reached for name in own[path]) for path in order]
         pairs = zip(order, reached, order[1:], reached[1:], strict=False)
         cuts = tuple((before, after) for before, first, after, second in pairs if not first and second)
+        cuts += tuple({after: (before, after) for before, after in ungraded.items() if own.get(before)}.values())
         if cuts != wiring.cuts:
             self.info = replace(self.info, wiring=replace(wiring, cuts=cuts))
+        if any(m.path in ungraded and not m.ungraded for m in self.info.modules):
+            modules = tuple(replace(m, ungraded=True) if m.path in ungraded else m for m in self.info.modules)
+            self.info = replace(self.info, modules=modules)
 
 
 def _as_known(module: ModuleInfo, known: ModuleInfo | None) -> ModuleInfo:
@@ -144,7 +152,12 @@ def _as_known(module: ModuleInfo, known: ModuleInfo | None) -> ModuleInfo:
     if known is None:
         return module
     return replace(
-        module, activation=known.activation, norm_follows=known.norm_follows, dtype=known.dtype, samples=known.samples
+        module,
+        activation=known.activation,
+        norm_follows=known.norm_follows,
+        dtype=known.dtype,
+        samples=known.samples,
+        ungraded=known.ungraded,
     )
 
 

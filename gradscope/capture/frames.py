@@ -79,11 +79,12 @@ class FrameMaker:
         panel: Panel,
         *,
         loss_scale: torch.Tensor | None = None,
+        scale_seen: bool = False,
     ) -> None:
         """Reduce the step's rows on their devices and send them off. The probes may start on the next step at once.
 
         ``stepped`` are the parameters whose optimizer made the step; ``loss_scale`` is what the loss was multiplied with last,
-        should that be a GradScaler's doing.
+        should that be a GradScaler's doing, and ``scale_seen`` whether it was in an earlier step.
         """
         schema = self._schema = self._current_schema(parameters, panel)
         with_histograms = self._made < HISTOGRAMS_DENSE or self._made % HISTOGRAMS_EVERY == 0
@@ -114,7 +115,7 @@ class FrameMaker:
                 start, end = end, end + len(reading.tensors)
                 columns.update(reading.columns(arrays[start:end]))
             if loss_scale is not None:
-                _unscale(columns, histograms, float(arrays[-1]))
+                _unscale(columns, histograms, float(arrays[-1]), seen=scale_seen)
             self._deliver(Frame(step, schema, columns, histograms))
 
         self._mailbox.send([*tensors, *parameter_tables, *read, *([] if loss_scale is None else [loss_scale])], arrived)
@@ -173,18 +174,19 @@ def _tables(
     return columns, histograms
 
 
-def _unscale(columns: dict[str, Array], histograms: dict[str, Array], factor: float) -> None:
+def _unscale(columns: dict[str, Array], histograms: dict[str, Array], factor: float, *, seen: bool) -> None:
     """Take a GradScaler's power of two back out of the gradients that its loss sent through the model."""
-    if not is_loss_scale(factor):
+    if not is_loss_scale(factor, seen=seen):
         return
     for statistic in ("rms", "absmax"):
         columns[f"activation_gradient.{statistic}"] /= np.float32(factor)
     shares = histograms.get("activation_gradient")
     if shares is not None:
-        shift = min(int(math.log2(factor)), HISTOGRAM_BINS - 1)
+        bins = np.clip(np.arange(HISTOGRAM_BINS) - round(math.log2(factor)), 0, HISTOGRAM_BINS - 1)
+        bins[0] = 0  # where zeros are
         moved = np.zeros_like(shares)
-        moved[:, : HISTOGRAM_BINS - shift] = shares[:, shift:]
-        moved[:, 0] += shares[:, :shift].sum(axis=1)
+        for bin_before, bin_after in enumerate(bins):
+            moved[:, bin_after] += shares[:, bin_before]
         histograms["activation_gradient"] = moved
 
 

@@ -125,8 +125,11 @@ class ModuleProbe:
         self._input_arenas: dict[torch.device, Arena] = {}
         self._generation = 0
         self.gradient_seen = False  # since the last ``start_step``
-        self._last: Callable[[], torch.Tensor | None] = lambda: None
+        self._last: Callable[[], torch.Tensor | None] = _nothing
         self._last_version = -1
+        self._ungraded: dict[str, None] = {}  # what ran without gradients since a module last ran with them
+        self._ungraded_last: Callable[[], torch.Tensor | None] = _nothing  # what the last of them put out
+        self.cuts: dict[str, str] = {}  # module that ran without gradients -> the one with gradients that took what came of it
         self.slots: list[Slot] = []  # in execution order
         self.inputs: list[Slot] = []
         self.keep_last = (
@@ -163,6 +166,7 @@ class ModuleProbe:
         """Forget what the rows hold: the next forward pass is a new step's."""
         self._generation += 1
         self.gradient_seen = False
+        self._ungraded = {}
         for arena in self.arenas():
             arena.clear()
 
@@ -179,8 +183,32 @@ class ModuleProbe:
     # -- hooks
 
     def _after_forward(self, watched: _Watched, module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if is_grad_enabled() and watched.module() is module:
+        if watched.module() is not module:
+            return
+        if is_grad_enabled():
+            if self._ungraded:
+                self._note_cut(watched, args)
             self._sample(watched, args, kwargs, output)
+        elif self.reading_graph:
+            self._note_ungraded(watched, output)
+
+    def _note_ungraded(self, watched: _Watched, output: Any) -> None:
+        if watched.path == "":
+            self._ungraded = {}  # a whole pass without gradients is a validation, or another's target
+        elif isinstance(output, torch.Tensor):
+            self._ungraded[watched.path] = None
+            self._ungraded_last = weakref.ref(output)
+
+    def _note_cut(self, watched: _Watched, args: Any) -> None:
+        """The first module with gradients after some without: whether it took what these put out.
+
+        A reentrant checkpoint runs without gradients too, but what it puts out has a gradient.
+        """
+        last, ran, self._ungraded = self._ungraded_last(), self._ungraded, {}
+        for taken in args:
+            whole = taken if not isinstance(taken, torch.Tensor) or taken._base is None else taken._base
+            if last is not None and (taken is last or whole is last) and not taken.requires_grad:
+                self.cuts.update(dict.fromkeys(ran, watched.path))
 
     def _sample(self, watched: _Watched, args: Any, kwargs: Any, output: Any) -> None:
         # Inside a backward pass a forward is a checkpoint's recompute: it is sampled only where the first could not be.
@@ -325,6 +353,10 @@ def _hang(tensor: torch.Tensor, node: Any, hook: _GradientHook) -> None:
         tensor._backward_hooks = hooks = OrderedDict()
         node._register_hook_dict(tensor)
     hooks[hook] = hook  # type: ignore[index]
+
+
+def _nothing() -> None:
+    return None
 
 
 def _new_row(arenas: dict[torch.device, Arena], device: torch.device) -> tuple[Arena, int]:

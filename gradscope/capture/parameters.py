@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from collections.abc import Container
+from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -42,10 +43,11 @@ class _Tracked:
 
 @final
 class _Samples:
-    """What is sampled of the parameters on one device. Rows are the same in every arena."""
+    """What is sampled of the matrices, or of the vectors, on one device. Rows are the same in every arena."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.taking = True  # in this step
         self.before = Arena(device)  # weights at the start of the optimizer's step
         self.after = Arena(device)  # weights at its end
         self.after_last = Arena(device)  # weights at the end of the last sampled step
@@ -79,11 +81,18 @@ class ParameterProbe:
     """Watches the parameters of a model through the optimizer's steps."""
 
     def __init__(self, parameters: dict[str, torch.nn.Parameter]) -> None:
-        self._by_device: dict[torch.device, _Samples] = {}
+        groups: dict[tuple[torch.device, bool], _Samples] = {}
         for name, parameter in parameters.items():
             if _can_be_tracked(parameter):
-                self._by_device.setdefault(parameter.device, _Samples(parameter.device)).add(name, parameter)
-        self._tracked = [t for samples in self._by_device.values() for t in samples.tracked]
+                key = (parameter.device, parameter.dim() > 1)
+                groups.setdefault(key, _Samples(parameter.device)).add(name, parameter)
+        self._groups = tuple(groups.values())
+        self._vectors = tuple(samples for (_, matrices), samples in groups.items() if not matrices)
+        grouped = {t.name: place for place, t in enumerate(t for samples in self._groups for t in samples.tracked)}
+        order = [name for name in parameters if name in grouped]
+        self._order = np.array([grouped[name] for name in order], dtype=np.int64)  # from place among the groups' rows to site
+        by_name = {t.name: t for samples in self._groups for t in samples.tracked}
+        self._tracked = [by_name[name] for name in order]
         self._by_id = {id(t.parameter): t for t in self._tracked}
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self.sites = tuple(Site(t.name) for t in self._tracked)
@@ -123,13 +132,23 @@ class ParameterProbe:
 
     # -- one sampled step
 
+    def choose(self, *, all_of_them: bool) -> None:
+        """Which parameters the step to come samples: all, or the matrices alone, which hold nearly all there is to see."""
+        alone = len(self._vectors) == len(self._groups)
+        for samples in self._vectors:
+            samples.taking = all_of_them or alone
+
+    @property
+    def _chosen(self) -> Iterator[_Tracked]:
+        return (t for samples in self._groups if samples.taking for t in samples.tracked)
+
     def take_carried(self) -> None:
         """Before the step's first backward: sample gradients that are still there."""
         self._norms_at_hand = {}
-        for samples in self._by_device.values():
+        for samples in self._groups:
             samples.carried.clear()
         with torch.no_grad():
-            for t in self._tracked:
+            for t in self._chosen:
                 gradient = t.parameter.grad
                 if gradient is not None and _fits(gradient, t):
                     t.samples.carried.gather(t.row, gradient, t.block)
@@ -141,20 +160,20 @@ class ParameterProbe:
     def take_before(self) -> None:
         """Before the optimizer's step: sample weights and gradients, and take the gradients' exact norms."""
         with torch.no_grad():  # cheaper than to detach every tensor
-            for t in self._tracked:
+            for t in self._chosen:
                 t.samples.before.gather(t.row, t.parameter, t.block)
         self.take_gradients()
 
     def take_gradients(self) -> None:
         """Sample the gradients as they are now; again after a step that worked them out in a closure."""
-        for samples in self._by_device.values():
+        for samples in self._groups:
             samples.gradient.clear()
         found = [(t, gradient) for t in self._tracked if (gradient := t.parameter.grad) is not None]
         self._with_gradient = [t for t, _ in found]
         self._gradient_norms = self._norms_of_gradients([t.parameter for t in self._with_gradient])
         with torch.no_grad():
             for t, gradient in found:
-                if _fits(gradient, t):
+                if t.samples.taking and _fits(gradient, t):
                     t.samples.gradient.gather(t.row, gradient, t.block)
 
     def _norms_of_gradients(self, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -184,7 +203,7 @@ class ParameterProbe:
     def take_after(self) -> None:
         """After the optimizer's step: sample the weights again."""
         with torch.no_grad():
-            for t in self._tracked:
+            for t in self._chosen:
                 t.samples.after.gather(t.row, t.parameter, t.block)
 
     def tables(self) -> list[torch.Tensor]:
@@ -192,7 +211,8 @@ class ParameterProbe:
         weighed = bool(self._weight_norms)
         tables = [_stacked(self._weight_norms)]
         tables.append(_stacked(self._gradient_norms))
-        tables.extend(_table(samples, with_spread=weighed) for samples in self._by_device.values())
+        nothing = torch.zeros(13, 0, dtype=torch.float32, device="cpu")
+        tables.extend(_table(samples, with_spread=weighed) if samples.taking else nothing for samples in self._groups)
         self._weight_norms = []
         return tables
 
@@ -206,10 +226,10 @@ class ParameterProbe:
             np.array([t.name in with_gradient for t in self._tracked], dtype=bool),
             np.array([t.name in stepped for t in self._tracked], dtype=bool),
         ]
-        for s in self._by_device.values():
+        for s in self._groups:
             arenas = (s.before, s.after, s.after_last, s.gradient, s.gradient_last, s.carried)
             masks.append(np.array([arena.filled for arena in arenas], dtype=bool))
-        for samples in self._by_device.values():
+        for samples in self._groups:
             samples.turn()
         self._remembers = True
         return masks
@@ -218,23 +238,26 @@ class ParameterProbe:
         """Drop the last step's samples: the step after it is not sampled."""
         if self._remembers:
             self._remembers = False
-            for samples in self._by_device.values():
+            for samples in self._groups:
                 samples.forget()
 
     def columns(self, tables: Sequence[Array], masks: Sequence[Mask]) -> dict[str, Array]:
         """The columns of kind weight, weight_gradient and update; float32 [parameters] each."""
         norms, gradient_norms, *rest = tables
         with_gradient, stepped, *filled = masks
-        weighed = np.concatenate([mask[0] for mask in filled]) if filled else with_gradient
+        weighed = np.concatenate([mask[0] for mask in filled])[self._order] if filled else with_gradient
         if not len(norms):  # the weights were not weighed in this step
             norms, weighed = np.full(len(with_gradient), np.nan, dtype=np.float32), np.zeros_like(weighed)
         gradient_norm = np.full(len(with_gradient), np.nan, dtype=np.float32)
         gradient_norm[np.flatnonzero(with_gradient)[: len(gradient_norms)]] = gradient_norms
         columns = {**_norm_columns("weight", norms, weighed), **_norm_columns("weight_gradient", gradient_norm, with_gradient)}
-        parts = [_sample_columns(table, mask) for table, mask in zip(rest, filled, strict=True)]
+        parts = [
+            _sample_columns(table if table.shape[1] else np.full((13, mask.shape[1]), np.nan, dtype=np.float32), mask)
+            for table, mask in zip(rest, filled, strict=True)
+        ]
         parts = parts or [_sample_columns(np.zeros((13, 0), dtype=np.float32), np.zeros((6, 0), dtype=bool))]
         for name in parts[0]:
-            columns[name] = np.concatenate([part[name] for part in parts])
+            columns[name] = np.concatenate([part[name] for part in parts])[self._order]
         for name in ("weight_gradient.carried", "update.ratio", "update.unchanged"):
             columns[name] = np.where(stepped, columns[name], np.float32(np.nan))
         return columns

@@ -58,6 +58,7 @@ class PulseMaker:
         self._flushed = monotonic()
         self._recent_losses: deque[float] = deque(maxlen=_REMEMBERED)
         self._recent_norms: deque[float] = deque(maxlen=_REMEMBERED)
+        self._scale_seen = False
         self.backwards = 0
 
     def backward(self, loss: torch.Tensor, *, ours: bool) -> None:
@@ -93,6 +94,11 @@ class PulseMaker:
     def is_plain(self) -> bool:
         """Whether the step has had one backward call, on a loss that no GradScaler has multiplied."""
         return self.backwards == 1 and len(self._losses) == 1 and self._factors[0] is None
+
+    @property
+    def scale_seen(self) -> bool:
+        """Whether a loss of an earlier step was multiplied with a large power of two."""
+        return self._scale_seen
 
     @property
     def loss_scale(self) -> torch.Tensor | None:
@@ -137,10 +143,15 @@ class PulseMaker:
         index, learning_rate, seconds, own, backwards, sampled, foreign = step.scalars
         losses = [loss if isinstance(loss, float) else next(values) for loss in step.losses]
         factors = [next(values) if factor is not None else 1.0 for factor in step.factors]
+        self._scale_seen = self._scale_seen or any(is_loss_scale(factor) for factor in factors)
         norm = next(values) if step.norm is not None else math.nan
         if step.norm is not None and math.isnan(norm):
             norm = math.inf  # captured, and not finite
-        loss, scale = _unscaled(losses, factors)
+        scaled = [
+            factor is not None and is_loss_scale(value, seen=self._scale_seen)
+            for factor, value in zip(step.factors, factors, strict=True)
+        ]
+        loss, scale = _unscaled(losses, factors, scaled)
         row = (index, loss, norm, learning_rate, seconds, own, backwards, sampled, foreign, scale)
         self._receiver(row, alarming=bool(losses) and self._looks_wrong(loss, norm, captured=step.norm is not None))
 
@@ -152,12 +163,12 @@ class PulseMaker:
         return wrong
 
 
-def _unscaled(losses: list[float], factors: list[float]) -> tuple[float, float]:
+def _unscaled(losses: list[float], factors: list[float], scaled: list[bool]) -> tuple[float, float]:
     """The mean of the losses without the scales of a GradScaler, and the last of these; NaN for what is not there."""
-    if factors == [1.0]:
+    if scaled == [False]:
         return losses[0], math.nan
-    scales = [factor for factor in factors if is_loss_scale(factor)]
-    unscaled = [loss / factor if is_loss_scale(factor) else loss for loss, factor in zip(losses, factors, strict=True)]
+    scales = [factor for factor, is_scale in zip(factors, scaled, strict=True) if is_scale]
+    unscaled = [loss / factor if is_scale else loss for loss, factor, is_scale in zip(losses, factors, scaled, strict=True)]
     return sum(unscaled) / len(unscaled) if unscaled else math.nan, scales[-1] if scales else math.nan
 
 
@@ -183,6 +194,9 @@ def loss_scale_of(loss: torch.Tensor) -> torch.Tensor | None:
     return factor.detach().clone() if factor is not None and scalar else None
 
 
-def is_loss_scale(factor: float) -> bool:
-    """A GradScaler starts at a large power of two and only ever doubles or halves; a weight of the user's is small."""
-    return factor >= LEAST_LOSS_SCALE and math.frexp(factor)[0] == 0.5
+def is_loss_scale(factor: float, *, seen: bool = False) -> bool:
+    """A GradScaler starts at a large power of two and only ever doubles or halves; a weight of the user's is small.
+
+    Where a scale was ``seen`` before, any power of two is one: it halves until nothing overflows, below 1 if need be.
+    """
+    return (seen or factor >= LEAST_LOSS_SCALE) and math.frexp(factor)[0] == 0.5

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from dataclasses import dataclass
 from time import perf_counter
+from typing import NamedTuple
 from typing import Protocol
 from typing import final
 
@@ -25,9 +25,8 @@ MOST_STEPS = 8
 MOST_SECONDS = 0.5  # what a stretch may hold back from the record
 
 
-@dataclass(frozen=True)
-class QuietStep:
-    """A step that has ended: its loss, a number where that was on the host already, and its times."""
+class QuietStep(NamedTuple):
+    """A step that has ended: its loss, a number where that was on the host already, and its times. Made at every step."""
 
     loss: torch.Tensor | float
     learning_rate: float

@@ -37,7 +37,7 @@ class Loop:
 
     def __init__(self) -> None:
         self._lock = RLock()  # models may train in threads of their own, and each hears of all
-        self._listeners: list[Listener] = []
+        self._listeners: tuple[Listener, ...] = ()
         self._handles: list[RemovableHandle] = []
         self._backward: Any = None
         self._stepping: list[int] = []  # optimizers within whose step we are, outermost first
@@ -45,26 +45,26 @@ class Loop:
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
-        return tuple(self._listeners)
+        return self._listeners
 
     @property
     def has_one_listener(self) -> bool:
         return len(self._listeners) == 1
 
     def join(self, listener: Listener) -> None:
-        self._listeners.append(listener)
+        self._listeners = (*self._listeners, listener)
         if len(self._listeners) == 1:
             self._listen()
 
     def leave(self, listener: Listener) -> None:
         if listener in self._listeners:
-            self._listeners.remove(listener)
+            self._listeners = tuple(held for held in self._listeners if held is not listener)
             if not self._listeners:
                 self._stop()
 
     def replace(self, listener: Listener, other: Listener) -> None:
         """Let ``other`` listen in the place of ``listener``."""
-        self._listeners = [other if held is listener else held for held in self._listeners]
+        self._listeners = tuple(other if held is listener else held for held in self._listeners)
 
     def _listen(self) -> None:
         self._handles = [
@@ -103,7 +103,7 @@ class Loop:
             self._stepping = []  # a step raised and never came back
         with self._lock:
             first, self._stepped = self._stepped, False
-            for listener in self.listeners:
+            for listener in self._listeners:
                 listener.before_backward(loss, first=first)
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
@@ -112,7 +112,7 @@ class Loop:
         self._stepping.append(id(optimizer))
         if len(self._stepping) == 1:
             with self._lock:
-                for listener in self.listeners:
+                for listener in self._listeners:
                     listener.before_step(optimizer)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
@@ -121,7 +121,7 @@ class Loop:
         if not self._stepping:
             with self._lock:
                 self._stepped = True
-                for listener in self.listeners:
+                for listener in self._listeners:
                     listener.after_step(optimizer)
 
 

@@ -380,7 +380,8 @@ class Watch:
             parameters.take_gradients()
         parameters.take_after()
         stepped = self._ensemble.parameters or {site.path for site in parameters.sites}
-        self._frames.make(self._step, parameters, stepped, self._panel, loss_scale=self._pulses.loss_scale)
+        scale, seen = self._pulses.loss_scale, self._pulses.scale_seen
+        self._frames.make(self._step, parameters, stepped, self._panel, loss_scale=scale, scale_seen=seen)
         self._samples += 1
 
     def _begin_step(self, *, sampled: bool) -> None:
@@ -403,7 +404,9 @@ class Watch:
             self._probe.release()
             self._hooks.start_step()
         known = self._holdings.known
-        if not sampled and known is not None:
+        if known is not None and sampled:
+            known.choose(all_of_them=self._governor.thorough)
+        elif known is not None:
             known.forget()
         self._sampling = sampled
 
@@ -428,7 +431,7 @@ class Watch:
         model = self._model()
         if model is None:
             return True
-        reaches = self._description.graph(graph, model, self._modules.slots)
+        reaches = self._description.graph(graph, model, self._modules.slots, ungraded=self._modules.cuts)
         self._frames.learn({m.path: (m.type, m.activation) for m in self.info.modules})
         return reaches
 

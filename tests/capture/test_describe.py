@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from tests.capture.watching import seen_of
 from tests.capture.watching import step
@@ -42,6 +44,61 @@ def test_the_fewest_values_of_a_batch_norm():
 def test_a_batch_norm_that_evaluates_takes_none():
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)).eval()
     assert facts_of(seen_of(model, torch.randn(3, 4)), "1").samples is None
+
+
+class Encoded(nn.Module):
+    """An encoder whose features a head takes, with what is done to them in between."""
+
+    def __init__(self, between=lambda x: x, *, without=True, target=False):
+        super().__init__()
+        self.encoder, self.head = mlp(4, 8, 6), mlp(6, 8, 2)
+        self.between, self.without, self.target = between, without, target
+
+    def forward(self, x):
+        with torch.set_grad_enabled(not self.without):
+            features = self.encoder(x)
+        out = self.head(torch.ones(x.shape[0], 6) if self.target else self.between(features))
+        return out + features[:, :2] if self.target else out
+
+
+def ungraded(model, *, before=lambda model: None):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watching(model) as seen:
+        for _ in range(4):
+            before(model)
+            step(model, optimizer, torch.randn(3, 4))
+    found = {module.path for module in seen.facts.modules if module.ungraded}
+    return found, seen.facts.wiring.cuts
+
+
+@pytest.mark.parametrize("between", [lambda x: x, lambda x: x.view(-1, 6), lambda x: x.flatten(1)[:, :]])
+def test_modules_that_ran_without_gradients_in_front_of_one_with_them(between):
+    found, cuts = ungraded(Encoded(between))
+    assert {"encoder.0", "encoder.2"} <= found and not any(path.startswith("head") for path in found)
+    assert cuts == (("encoder.2", "head.0"),)
+
+
+def test_modules_that_ran_with_gradients_or_whose_features_no_module_takes():
+    assert ungraded(Encoded(without=False)) == (set(), ())
+    assert ungraded(Encoded(target=True)) == (set(), ())
+
+
+def test_a_validation_or_a_target_is_no_encoder():
+    def validate(model):
+        with torch.no_grad():
+            model(torch.randn(3, 4))
+            model.head(model.encoder(torch.randn(3, 4)))
+
+    assert ungraded(Encoded(without=False), before=validate) == (set(), ())
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpointed_encoder_has_gradients(reentrant):
+    class Checkpointed(Encoded):
+        def forward(self, x):
+            return self.head(checkpoint(self.encoder, x.requires_grad_(), use_reentrant=reentrant))
+
+    assert ungraded(Checkpointed())[0] == set()
 
 
 def test_what_was_seen_stays_known_where_parameters_change():

@@ -205,6 +205,43 @@ def test_under_a_grad_scaler_the_loss_is_the_unscaled_one_and_skipped_steps_are_
 
 
 @pytest.mark.parametrize("every", [1, 2])
+def test_a_loss_scale_that_was_seen_is_known_however_small_it_becomes(every):
+    torch.manual_seed(0)
+    model = mlp(4, 8, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    x = torch.randn(8, 4)
+    with watching(model, every=every) as seen:
+        for step in range(24):
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update(1024.0 / 2**step)
+    assert seen.field("loss") == pytest.approx([loss.item()] * 24)
+    assert seen.field("loss_scale") == [1024.0, *(1024.0 / 2**step for step in range(23))]
+    gradients = [frame.columns["activation_gradient.rms"] for frame in seen.frames]
+    for gradient in gradients:
+        assert gradient == pytest.approx(gradients[0], rel=1e-4)
+    for kept in [frame.histograms["activation_gradient"] for frame in seen.frames if frame.histograms]:
+        assert kept == pytest.approx(seen.frames[0].histograms["activation_gradient"])
+
+
+def test_a_small_power_of_two_is_a_weight_where_no_scale_was_seen():
+    model = mlp(4, 8, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    x = torch.randn(8, 4)
+    with watching(model) as seen:
+        for _ in range(3):
+            loss = model(x).square().mean() * torch.tensor(64.0)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert seen.field("loss") == pytest.approx([loss.item()] * 3)
+    assert all(math.isnan(scale) for scale in seen.field("loss_scale"))
+
+
+@pytest.mark.parametrize("every", [1, 2])
 def test_what_a_skipped_step_overflowed_is_not_the_next_steps(every):
     torch.manual_seed(0)
     model = mlp(4, 8, 2)

@@ -56,6 +56,10 @@ class _Grid:
     extent: int
 
 
+LOGITS_DENSE = 12  # sampled steps from the start whose logits are looked at, then one in LOGITS_EVERY: to find them is dear
+LOGITS_EVERY = 4
+
+
 @dataclass
 class _Taken:
     """What the step's last backward pass showed of one loss. Tensors by name lie on their device still."""
@@ -87,6 +91,7 @@ class Contract(Instrument):
         self._labelled: set[int] = set()  # sites whose labels were counted in this step
         self._grids: dict[tuple[torch.Size, tuple[int, ...], torch.device], _Grid] = {}
         self._lines: dict[tuple[int, int, torch.device], torch.Tensor] = {}
+        self._steps = 0  # sampled so far
 
     @property
     def sites(self) -> Mapping[str, tuple[Site, ...]]:
@@ -131,6 +136,8 @@ class Contract(Instrument):
         for i, (scale, _) in enumerate(found.scales):
             taken.tensors[f"scale{i}"] = scale.clone()
         self._take_target(place, found, taken)
+        if found.kind == "cross_entropy" and self._steps >= LOGITS_DENSE and self._steps % LOGITS_EVERY:
+            return taken
         if found.saved is None or found.kind == "cross_entropy":
             self._take_output(found, taken)
         if "output" not in taken.tensors:
@@ -210,6 +217,7 @@ class Contract(Instrument):
         tensors = [taken[place].tensors[name] for place, name in names]
         tensors += [tensor for both in labels.values() for tensor in both]
         self.start_step()
+        self._steps += 1
 
         def columns(arrays: Sequence[Array]) -> dict[str, Array]:
             table = np.full((len(_NAMES), sites), np.nan, dtype=np.float32)
