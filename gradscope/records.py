@@ -97,7 +97,7 @@ STATISTICS: Mapping[str, Mapping[str, str]] = {
         "forwards": "forward passes of the model with gradients in this step",
         "evaluating": "share of dropout and batch-norm modules that ran in evaluation mode, with gradients",
         "untouched_statistics": "1 where a batch norm in evaluation mode has the running statistics of its start, else 0",
-        "idle_training_forwards": "forward passes without gradients, since the last step, with batch norm or dropout in training",
+        "idle_training_forwards": "forward passes without gradients, since the last step, with batch norm or dropout training",
         "clip_norm": "global gradient norm that clip_grad_norm_ found; NaN where it was not called",
         "clip_limit": "the max_norm that it was given",
         "clip_place": "when: 0 between backward and step, 1 with no gradient, 2 after the step, 3 on scaled gradients",
@@ -198,6 +198,7 @@ class ModuleInfo:
     samples: int | None = (
         None  # of a batch norm in training mode: the fewest values that a channel's statistics were taken over
     )
+    ungraded: bool = False  # it ran under no_grad(), and what came of it went into a module that ran with gradients
 
 
 @dataclass(frozen=True)
@@ -315,7 +316,7 @@ class RunInfo:
     every: int | None = None
     select: tuple[str, ...] | None = None
     ignore: tuple[str, ...] = ()
-    probe: str = "not built yet"  # why the step-quality probe did not run, or when it did
+    probe: str = "not needed so far"  # why the step-quality probe did not run, or when it did
     probes: tuple[StepQuality, ...] = ()  # what the step-quality probe found, where it ran
     origin: Origin | None = None  # of the first value that was not finite
     notes: tuple[str, ...] = ()  # what could not be captured and why, a sentence each

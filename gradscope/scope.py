@@ -63,11 +63,12 @@ def attach(
     TensorBoard and ``gradscope report``. ``budget`` is the share of the step time that watching may take; ``every=n`` samples
     each n-th optimizer step instead. ``include`` and ``exclude`` are regular expressions that module names are searched for;
     ``select`` and ``ignore`` name rules. ``name`` tells several models in one logdir apart (default: the model's class).
-    ``on_finding`` is called once with each finding when it first appears.
+    ``on_finding`` is called once with each finding when it first appears. ``probe=False`` leaves out the step-quality probe,
+    which runs the model again, on copies, after at most six steps that look too long; where it runs it waits for the device.
 
     Raises TypeError for a model that is no ``torch.nn.Module``, ValueError for a budget or cadence that cannot be kept, a
     pattern that is no regular expression or a name that is no name of a directory, and UnknownRule (a ValueError) for a rule
-    that does not exist. Nothing waits for the device.
+    that does not exist. The call itself does not wait for the device.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"attach() expects a torch.nn.Module to watch, and was given a {type(model).__name__}.")

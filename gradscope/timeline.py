@@ -26,6 +26,11 @@ from gradscope.trends import smoothed
 
 CREEP = 0.005  # share of the loss that a hundred steps take off it, below which it stands still
 FEW_TERMS = 8  # numbers that a loss is the mean of, below which it is noisy
+START = 21  # losses that the noise is estimated from with which training starts
+LEAST_START = 8  # of them, that it can be estimated from
+MOST_LEVEL = 10  # losses at most that say where training started
+NOISE = 2.5  # standard deviations of a difference of two losses that noise explains
+_CLASSIFICATIONS = frozenset(("cross_entropy", "nll", "bce", "bce_with_logits"))
 
 # E[f²] and E[f'²] for a standard normal pre-activation, by numeric integration; 1/sqrt(E[f²]) is the gain of He et al. 2015.
 ACTIVATION_ENERGY = {
@@ -242,10 +247,28 @@ class Timeline:
 
     @cached_property
     def first_loss(self) -> float:
-        """Where training started: the first loss, or the median of the first three where one alone says little."""
-        if len(self.loss) and np.isfinite(self.loss[0]) and not self.noisy_loss:
-            return float(self.loss[0])
-        return median_of(self.loss[:3])
+        """Where training started: the first loss, or the median of those before the first that moved by more than noise.
+
+        A batch that is high by chance makes a loss that stands still look like one that has come down, so the median counts
+        where it is the lower of the two; the median of the first three where a loss says little or is not finite.
+        """
+        known = len(self.loss) and np.isfinite(self.loss[0]) and not self.noisy_loss
+        start = float(self.loss[0]) if known else median_of(self.loss[:3])
+        level = self._level_losses
+        return min(start, float(np.median(level))) if len(level) >= 3 else start
+
+    @property
+    def _level_losses(self) -> npt.NDArray[np.float64]:
+        """The first losses, up to the one that differs from the first by more than noise explains; [] where that is not known.
+
+        Second differences of a loss that falls smoothly are all but nothing; those of noise have a variance of 6 sigma².
+        """
+        losses = self.loss[:START]
+        if len(losses) < LEAST_START or not (np.abs(losses) < 1e100).all():  # finite, and so are their differences
+            return losses[:0]
+        sigma = float(np.median(np.abs(np.diff(losses, 2)))) / 0.6745 / math.sqrt(6)
+        away = np.abs(losses[:MOST_LEVEL] - losses[0]) > NOISE * math.sqrt(2) * sigma
+        return losses[: int(np.argmax(away)) if away.any() else MOST_LEVEL]
 
     @cached_property
     def last_loss(self) -> float:
@@ -269,7 +292,7 @@ class Timeline:
 
     @cached_property
     def _loss_factor(self) -> float:
-        """What makes a mean over the terms of the first loss into what backward() is called on: its weight, times N for a sum."""
+        """What makes a mean over the terms of the first loss into the loss as it is: its weight, times N for a sum."""
         losses = self.info.wiring.losses if self.info.wiring else ()
         if not self.schema.losses or not losses:
             return 1.0
@@ -302,8 +325,27 @@ class Timeline:
 
     @cached_property
     def several_objectives(self) -> bool:
-        """Whether several models or optimizers play in the loop (GAN, actor and critic): their losses need not fall."""
-        return self.info.shared_process or len(self.info.optimizers) > 1
+        """Whether several models or optimizers play in the loop (GAN, actor and critic): their losses need not fall.
+
+        Optimizers that share out the parameters of one loss play together.
+        """
+        return self.info.shared_process or (len(self.info.optimizers) > 1 and not self._shared_out)
+
+    @cached_property
+    def _shared_out(self) -> bool:
+        """Whether all optimizers step together after each backward call, on one loss, which is a classifier's.
+
+        Of a regression it is not believed: a critic's error has an actor's loss added to it, which no graph shows.
+        """
+        losses = self.info.wiring.losses if self.info.wiring else ()
+        sole = len(losses) == 1 and losses[0].kind in _CLASSIFICATIONS and len(self.schema.losses) <= 1
+        updated = np.isfinite(self.column("update.ratio")[1:])  # in the first step the second optimizer is not known yet
+        if not sole or not len(updated) or not (self.pulse("backwards") == 1).all():
+            return False
+        names = [site.path for site in self.schema.parameters]
+        held = np.array([[name in optimizer.parameters for name in names] for optimizer in self.info.optimizers])
+        disjoint = bool((held.sum(axis=0) <= 1).all())
+        return disjoint and all(bool(updated[:, own].any(axis=1).all()) for own in held)
 
     @cached_property
     def onset(self) -> int | None:

@@ -1,4 +1,4 @@
-"""The generated pages, by the script as it is called."""
+"""The generated pages, by the script as it is called; and the written ones, that nothing is missing from them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from gradscope.report.pages import by_family
+from gradscope.rule import all_rules
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,6 +36,21 @@ def folder(written, tmp_path):
 def test_the_committed_pages_are_fresh():
     checked = gen_docs("--check")
     assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_the_readme_names_every_rule_in_its_place():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for family, rules in by_family(all_rules()).items():
+        cells = [", ".join(f"`{rule.name}`" for rule in rules if rule.kind == kind) for kind in ("cause", "symptom")]
+        assert f"| {family} | {' | '.join(cells)} |\n" in readme
+
+
+def test_every_decision_stands_in_the_index():
+    folder = ROOT / "docs" / "decisions"
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    for decision in folder.glob("0*.md"):
+        title = decision.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        assert f"- [{decision.name[:4]}]({decision.name}) {title}\n" in index
 
 
 def test_faults_are_named_and_nothing_is_written(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from gradscope.records import PULSE_FIELDS
 from gradscope.records import Frame
 from gradscope.records import LossInfo
 from gradscope.records import ModuleInfo
+from gradscope.records import OptimizerInfo
 from gradscope.records import RunInfo
 from gradscope.records import Schema
 from gradscope.records import Site
@@ -23,6 +25,7 @@ from tests.timelines import empty
 from tests.timelines import linear
 from tests.timelines import module
 from tests.timelines import norm
+from tests.timelines import one_loss
 from tests.timelines import parameter
 from tests.timelines import sgd
 
@@ -260,6 +263,38 @@ def test_training_starts_at_the_first_loss_or_where_it_is_noisy_at_the_median_of
     assert math.isnan(losing(NAN, INF, NAN, 1.0).first_loss)
 
 
+def test_a_batch_that_is_high_by_chance_is_not_where_training_started():
+    rng = np.random.default_rng(0)
+    noise = 1 + 0.15 * rng.standard_normal(200)
+    high = losing(1.35, *noise)
+    assert 0.9 < high.first_loss < 1.1
+    assert not high.learning
+    low = losing(0.7, *noise)
+    assert low.first_loss == 0.7  # a ceiling for what blows up is not to rise
+
+
+def test_noise_seldom_passes_as_learning():
+    rng = np.random.default_rng(1)
+    runs = [losing(*(1 + 0.15 * rng.standard_normal(100))) for _ in range(100)]
+    alone = sum(run.last_loss < 0.9 * run.loss[0] for run in runs)
+    assert sum(run.learning for run in runs) < alone / 2
+
+
+@pytest.mark.parametrize("steps", [0.3, 1, 3])
+def test_a_loss_that_falls_within_three_steps_started_where_it_was(steps):
+    rng = np.random.default_rng(2)
+    losses = (0.2 + 2.1 * np.exp(-np.arange(100) / steps)) * (1 + 0.1 * rng.standard_normal(100))
+    run = losing(2.3, *losses[1:])
+    assert run.first_loss > 1.6
+    assert run.learning
+
+
+@pytest.mark.parametrize("losses", [[2.3, 1e5, 1e9, 1e12] + [1e15] * 20, [2.3, 9, 7, 30, 12, 8, 25, 11, 40, 9, 31, 12] * 3])
+def test_a_run_that_blows_up_at_once_started_where_it_was(losses):
+    assert losing(*losses).first_loss <= 2.3
+    assert losing(2.3, *losses[1:], 60, 60, 60, 60, 60).onset is not None
+
+
 @pytest.mark.parametrize(
     ("count", "last"), [(1, 0), (2, 0.5), (3, 1), (20, 18), (100, 94.5), (1000, 974.5)], ids=lambda number: str(number)
 )
@@ -327,6 +362,40 @@ def test_several_optimizers_or_models_are_several_objectives():
     assert not build().several_objectives
     assert build(shared_process=True).several_objectives
     assert build(optimizers=[sgd(), sgd()]).several_objectives
+
+
+BODY, HEAD = (
+    OptimizerInfo("SGD", 0.1, names, 0, {}) for names in (("layers.0.weight", "layers.2.weight"), ("layers.4.weight",))
+)
+
+
+def shared_out(**changes: Any) -> Timeline:
+    return build(**({"optimizers": [BODY, HEAD]} | changes))
+
+
+def test_optimizers_that_share_out_the_parameters_of_one_classifier_play_together():
+    assert not shared_out().several_objectives
+    known_late = {"layers.4.weight": lambda step: 0.003 if step else NAN}
+    assert not shared_out(columns={"update.ratio": known_late}).several_objectives
+    assert not shared_out(columns={"update.ratio": {"layers.0.weight": NAN}}).several_objectives
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"columns": {"update.ratio": {"layers.4.weight": lambda step: 0.003 if step % 2 else NAN}}},
+        {"pulses": {"backwards": 2.0}},
+        {"losses": ("(loss)", "(loss)#1")},
+        {"wiring": one_loss("mse")},
+        {"wiring": NO_WIRING},
+        {"steps": [0], "total": 100},
+        {"shared_process": True},
+        {"optimizers": [BODY, HEAD, BODY]},
+    ],
+    ids=["turns", "backwards", "losses", "regression", "unknown", "one frame", "models", "same parameters"],
+)
+def test_optimizers_that_take_turns_or_may_have_a_loss_each_play_against_each_other(changes):
+    assert shared_out(**changes).several_objectives
 
 
 # -- onset

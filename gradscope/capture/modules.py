@@ -125,10 +125,10 @@ class ModuleProbe:
         self._input_arenas: dict[torch.device, Arena] = {}
         self._generation = 0
         self.gradient_seen = False  # since the last ``start_step``
-        self._last: Callable[[], torch.Tensor | None] = _nothing
+        self._last: Callable[[], torch.Tensor | None] = lambda: None
         self._last_version = -1
         self._ungraded: dict[str, None] = {}  # what ran without gradients since a module last ran with them
-        self._ungraded_last: Callable[[], torch.Tensor | None] = _nothing  # what the last of them put out
+        self._ungraded_last: Callable[[], torch.Tensor | None] = lambda: None  # what the last of them put out
         self.cuts: dict[str, str] = {}  # module that ran without gradients -> the one with gradients that took what came of it
         self.slots: list[Slot] = []  # in execution order
         self.inputs: list[Slot] = []
@@ -353,10 +353,6 @@ def _hang(tensor: torch.Tensor, node: Any, hook: _GradientHook) -> None:
         tensor._backward_hooks = hooks = OrderedDict()
         node._register_hook_dict(tensor)
     hooks[hook] = hook  # type: ignore[index]
-
-
-def _nothing() -> None:
-    return None
 
 
 def _new_row(arenas: dict[torch.device, Arena], device: torch.device) -> tuple[Arena, int]:

@@ -24,6 +24,24 @@ FAMILIES = (
     "transformer",
     "distributed",
 )
+WORDS = """## Words
+
+- **cause**, **symptom**: what to change, and what comes of it. The report puts a cause on top, and lists what it explains.
+- **for information**, an **aside**: the finding is in the report with severity `info`, and raises no alarm.
+- **rms**: root mean square, the usual size of a tensor's elements.
+- **update ratio**: the norm of a step over the norm of the weight that it changes; 0.1 to 1 % is usual. The *median matrix* is
+  the one in the middle when all trained weight matrices are put in order by it.
+- **loss of the best constant prediction**: what a model reaches that ignores its input. ln C for C classes that are equally
+  frequent (2.30 for ten), the variance of the targets for the squared error.
+- **training works**: it has not blown up, and its loss has come down by a tenth and lies below that of the best constant
+  prediction, as far as that is known. It has *converged* below a twentieth of it.
+- **blew up**: the loss was no longer finite, or grew and never came back.
+- **overshoot**: 1 / s, where s is the part of a step up to which the loss of its own batch stays below where it began. Above 1
+  the step was too long.
+- **score**: how far a value lies from the median of the 30 before it, on a logarithmic scale, in units of their usual spread.
+- **signal**: how much the samples of a batch differ; the standard deviation over the batch.
+- **decade**: a factor of ten; 0.3 decades are a factor of two.
+- **sampled step**: one at which all numbers are taken; of the others the record has loss, time and the like."""
 HEADINGS = ("What it does", "Why it is bad", "How it is told apart", "What to do", "Known false alarms", "References")
 
 
@@ -59,7 +77,7 @@ def index(rules: Iterable[Rule]) -> str:
     for family, members in by_family(rules).items():
         rows = [f"| [{rule.name}]({rule.name}.md) | {rule.kind} | {summary(rule)} |" for rule in members]
         blocks += [f"## {family.capitalize()}", "\n".join(("| rule | kind | |", "| --- | --- | --- |", *rows))]
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join((*blocks, WORDS)) + "\n"
 
 
 def _header(rule: Rule) -> str:

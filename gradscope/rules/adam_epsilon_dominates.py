@@ -59,6 +59,8 @@ class AdamEpsilonDominates(Rule):
     - One matrix that drowns while the loss falls is no fault: most rows of a large vocabulary's output layer have gradients
       near zero.
 
+    In the median matrix of healthy small trainings with Adam under 0.1 % of the elements drowned; with an eps of 1, all.
+
     ## What to do
 
     Lower eps to a hundredth of the gradient's usual size (1e-8 is the default, and seldom too large), or multiply the loss
@@ -84,9 +86,9 @@ class AdamEpsilonDominates(Rule):
     least_matrices: float = 0.5  # of the trained ones, with the last one among them
     slow_ratio: float = 1e-4  # median update ratio of the matrices that drown
     held: int = 3  # of the last five samples
-    window: int = 5
+    window: int = 5  # sampled steps that are looked back on
     margin: float = 0.01  # of the gradient's usual size, that the remedy sets eps to
-    usual_eps: float = 1e-8
+    usual_eps: float = 1e-8  # torch's default, above which the remedy never goes
     least_eps: float = 1e-20  # that the remedy sets
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:

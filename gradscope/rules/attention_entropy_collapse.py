@@ -46,7 +46,8 @@ class AttentionEntropyCollapse(Rule):
 
     ## What to do
 
-    Lower the learning rate or warm it up, and normalise queries and keys before their product.
+    Warm the learning rate up over the first hundreds of steps, to a lower peak, and normalise queries and keys before their
+    product (QK-norm: a LayerNorm or RMSNorm over each head).
 
     ## Known false alarms
 
@@ -63,8 +64,8 @@ class AttentionEntropyCollapse(Rule):
     least_steps: ClassVar[int] = 100
 
     least_entropy: float = 0.1  # over the logarithm of the number of keys
-    readings: int = 3
-    lasting_steps: int = 100
+    readings: int = 3  # the last ones, all of which are that low
+    lasting_steps: int = 100  # that they span
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         entropy = timeline.column("attention.entropy").astype(np.float64)

@@ -30,7 +30,7 @@ WHERE = {
 @final
 @dataclass(frozen=True)
 class ClippingMisplaced(Rule):
-    """clip_grad_norm_ is called at a moment when it cannot do what it is for.
+    """clip_grad_norm_ is called at the wrong moment: before backward(), after step(), or on gradients that are still scaled.
 
     ## What it does
 

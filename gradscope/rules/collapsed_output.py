@@ -53,9 +53,15 @@ class CollapsedOutput(Rule):
     graph that is cut and steps that were too long all end like this, and stand above it where they are seen. A loss below that
     of a constant has used its input. A model that has only begun has small outputs, too: 100 steps have to pass.
 
+    In healthy small trainings with one loss this spread was 69 % at least (a diffusion model; 100 % in classifiers). With
+    labels at random, which is another fault, it was 5.6 %; where weights began too small, or steps had killed the units,
+    under 0.05 %.
+
     ## What to do
 
-    Look at the layer that is named: what goes in differs from sample to sample, and what comes out does not.
+    Look at the layer that is named: what goes in differs from sample to sample, and what comes out does not. Where its units
+    are dead, its weights tiny or its input detached, that is the cause; the finding's code measures the spread before and after
+    it.
 
     ## Known false alarms
 
@@ -73,7 +79,7 @@ class CollapsedOutput(Rule):
 
     most_signal: float = 0.03  # over the batch; of the targets' spread, or in logits
     window: int = 100  # steps
-    least_frames: int = 3
+    least_frames: int = 3  # sampled steps that show it
     least_share: float = 0.9  # of the sampled steps in the window
     least_level: float = 0.9  # of the loss of the best constant prediction
     most_level: float = 3.0  # above it the output is the same and not even the best constant

@@ -77,7 +77,7 @@ class ConstantInput(Rule):
 
     least_spread: float = 1e-6  # over the batch, of the largest magnitude: a few units in float32's last place
     least_signal: float = 1e-4  # of a layer's rms, that float32's rounding cannot make
-    least_frames: int = 5
+    least_frames: int = 5  # sampled steps that show it
     least_share: float = 0.9  # of the sampled steps
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:

@@ -82,10 +82,10 @@ class DeadUnits(Rule):
 
     most_share: float = 0.5  # of the sampled units
     window: int = 50  # sampled steps that are looked back on
-    least_frames: int = 20
+    least_frames: int = 20  # sampled steps in the window
     small_batch: int = 8  # samples, below which a step says little about a unit
-    small_window: int = 200
-    small_least_frames: int = 50
+    small_window: int = 200  # the window, for small batches
+    small_least_frames: int = 50  # sampled steps in it
     whole_frames: int = 5  # for a layer that is dead altogether
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:

@@ -31,7 +31,8 @@ class DetachedParameters(Rule):
 
     Finds trainable parameters that the optimizer holds, whose modules ran in the forward pass, and that got no gradient in
     any of at least ten sampled steps, while others did. The autograd graph has to agree: no loss reaches them. The message
-    names the modules on both sides of the cut.
+    names the modules on both sides of the cut. A module that ran under `torch.no_grad()` counts where the next module with
+    gradients took what it put out.
 
     ## Why it is bad
 
@@ -41,9 +42,11 @@ class DetachedParameters(Rule):
     ## How it is told apart
 
     A parameter that a loss reaches and whose gradient is exactly zero is not detached: units up- or downstream are dead
-    (`dead-units`). Modules that never ran are idle. Frozen parameters and those that no optimizer holds are not meant. A
-    module that ran and whose output nothing uses (the pooler of many encoders) is not detached either: what stands in front
-    of it does get gradient; without a cut seen in the graph, only parameters with nothing but detached ones in front count.
+    (`dead-units`). Modules that never ran are idle, and so are those that ran under `torch.no_grad()` in a validation or
+    for a target: no module with gradients takes what they put out. Frozen parameters and those that no optimizer holds are
+    not meant. A module that ran and whose output nothing uses (the pooler of many encoders) is not detached either: what
+    stands in front of it does get gradient; without a cut seen in the graph, only parameters with nothing but detached ones
+    in front count.
     One gradient in any sampled step clears a parameter: stop-gradients of BYOL, VQ codes, and a discriminator's step on
     detached samples reach their parameters by another way, or in another step.
 
@@ -54,8 +57,8 @@ class DetachedParameters(Rule):
 
     ## Known false alarms
 
-    A first phase that trains only a head on detached features, with the body already in the optimizer: give the optimizer
-    the body when its phase begins, or freeze it until then.
+    A head trained on purpose on detached features, or on those of a body under `torch.no_grad()`, with the body in the
+    optimizer all the same: give the optimizer the body when its phase begins, or freeze it until then.
 
     ## References
 
@@ -89,6 +92,7 @@ class DetachedParameters(Rule):
         """Whether the module that owns a parameter ran in the forward pass; [parameter sites]."""
         seen = ever(np.isfinite(timeline.column("activation.rms")))
         paths = {site.path for site, ran in zip(timeline.schema.modules, seen, strict=True) if ran}
+        paths |= {module.path for module in timeline.info.modules if module.ungraded}
         known = [timeline.parameters.get(site.path) for site in timeline.schema.parameters]
         return np.array([bool(p and p.module in paths) for p in known], dtype=bool)
 
@@ -102,6 +106,8 @@ class DetachedParameters(Rule):
         modules, order = owners(timeline, names), list(dict.fromkeys(site.path for site in timeline.schema.modules))
         trained = set(owners(timeline, parameter_names(timeline, timeline.trained)))
         for cut in timeline.info.wiring.cuts if timeline.info.wiring else ():
+            if cut[0] in modules:
+                return cut
             before = order[: order.index(cut[0]) + 1] if cut[0] in order else []
             if next((path for path in reversed(before) if path in trained), None) in modules:
                 return cut
@@ -116,9 +122,12 @@ class DetachedParameters(Rule):
         others = parameter_names(timeline, ever(timeline.column("weight_gradient.norm") > 0))
         size = sum(timeline.parameters[name].size for name in names)
         total = sum(timeline.parameters[name].size for name in parameter_names(timeline, timeline.trained))
+        modules = owners(timeline, names)
         where = f" The graph is cut between {cut[0]} and {cut[1]}." if cut else ""
+        ungraded = [path for path in modules if timeline.modules[path].ungraded]
+        where += f" Without gradients, as under torch.no_grad(), ran: {named(ungraded)}." if ungraded else ""
         return Hit(
-            modules=owners(timeline, names),
+            modules=modules,
             first_step=int(timeline.steps[0]),
             last_step=int(timeline.steps[-1]),
             evidence={"parameters": names, "share": size / total, "sampled_steps": samples, "cut": list(cut) if cut else None},

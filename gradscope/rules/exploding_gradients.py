@@ -81,7 +81,7 @@ class ExplodingGradients(Rule):
     factor: float = 1e3  # of the norm over that of the first five steps
     run_up: float = 10.0  # the same, in the ten steps before a norm is infinite, without which it broke and did not explode
     held: int = 3  # of the last five samples or steps
-    window: int = 5
+    window: int = 5  # sampled steps that are looked back on
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         if works(timeline):

@@ -84,7 +84,7 @@ class Fp16Overflow(Rule):
     halvings: int = 3  # beyond doublings, within the window
     window: int = 100  # steps
     search: int = 100  # first steps, in which the scaler looks for its scale
-    least_scale: float = 1.0
+    least_scale: float = 1.0  # below which the gradients themselves have blown up
     largest: float = 3e4  # activation
 
     def obstacle(self, timeline: Timeline) -> str | None:

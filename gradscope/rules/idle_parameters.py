@@ -41,7 +41,8 @@ class IdleParameters(Rule):
 
     ## How it is told apart
 
-    - A module that ran and whose parameters got no gradient has a cut behind it: `detached-parameters`.
+    - A module that ran and whose parameters got no gradient has a cut behind it, and so has one that ran under
+      `torch.no_grad()` in front of a module that ran with gradients: `detached-parameters`.
     - Parameters with a gradient that no optimizer holds are `optimizer-misses-parameters`.
     - Frozen parameters (`requires_grad=False`) are idle on purpose, and not meant.
     - Experts that are chosen now and then, and layers dropped at random, run in some sampled step, or a loss reached them.
@@ -84,7 +85,7 @@ class IdleParameters(Rule):
             yield self._hit(timeline, idle, samples)
 
     def _never_ran(self, timeline: Timeline, reached: set[str]) -> Mask:
-        ran = {site.path for site in timeline.schema.modules}
+        ran = {site.path for site in timeline.schema.modules}.union(m.path for m in timeline.info.modules if m.ungraded)
         known = [timeline.parameters.get(site.path) for site in timeline.schema.parameters]
         # A container's own run does not show where it hands on its child's tensor, so its own parameters are left out.
         leaves = {module.path for module in timeline.info.modules if module.role != "container"}

@@ -85,7 +85,7 @@ class InitTooLarge(Rule):
     least_total: float = 1.5  # decades over all layers
     least_layers: int = 5  # compared, from which a slope counts
     few_layers: int = 2  # compared, from which rho alone counts after a blow-up
-    few_rho: float = 4.0
+    few_rho: float = 4.0  # median over so few layers
     least_saturated: float = 0.5  # of the activations at step 0, in the median layer
     ordinary_input: float = 3.0  # rms, above which the input may be what saturates
     loss_off: float = 3.0  # times the best constant prediction's loss at step 0, from which saturation has done harm

@@ -29,7 +29,7 @@ class InitTooSmall(Rule):
 
     At step 0, before any update, it compares each matrix layer's variance with the one that keeps the scale, rho = fan_in
     * Var(W) / gain^2, and measures how the signal (the standard deviation over the batch, not the root mean square, which
-    biases keep up) changes with depth. It speaks where a net of eight matrix layers or more, without normalisation and
+    biases keep up) changes with depth. It speaks where a net of four matrix layers or more, without normalisation and
     without residual additions, has a median rho below 0.7 and loses more than 0.15 decades a layer and more than three
     decades over all.
 
@@ -41,8 +41,10 @@ class InitTooSmall(Rule):
 
     ## How it is told apart
 
-    - Short nets get by: at four layers the default keeps 6 % of the signal and trains. Below eight layers nothing is
-      said.
+    - Short nets get by with the default, which loses less than three decades in fewer than eight layers: 24 nets of four to
+      seven layers (momentum and Adam, three seeds) lost 0.9 to 2.2, and all trained. Weights of standard deviation 0.01 or
+      0.03 lost 3.3 to 6.7 decades in five to seven layers: with momentum all five such nets stayed at a constant, with
+      Adam four trained and one did not. Below four layers nothing is said.
     - A normalisation restores the scale, a residual addition passes it by; with either, the rule is silent (a healthy net
       whose residual branches start at zero shows -2.8 decades a layer inside the branches).
     - Weights of the right size whose signal dies all the same (dead or saturated units) have rho near 1.
@@ -79,7 +81,7 @@ class InitTooSmall(Rule):
     most_rho: float = 0.7  # median over the layers; PyTorch's default before a ReLU has 1/6
     most_slope: float = -0.15  # decades a layer
     most_total: float = -3.0  # decades over all layers
-    least_layers: int = 8  # matrix layers, ln(1e-3) / ln(0.41): what the default needs to lose three decades
+    least_layers: int = 4  # matrix layers; the default needs eight to lose three decades, ln(1e-3) / ln(0.41)
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         if len(timeline.layers) < self.least_layers or is_residual(timeline) or has_norm(timeline):

@@ -32,7 +32,7 @@ SURE_OF_ITSELF = 1.0  # rms of logits that a fresh model's should not exceed by 
 @final
 @dataclass(frozen=True)
 class InitialLossOff(Rule):
-    """Before the first step the loss is far from what a model that knows nothing has.
+    """Before the first step the loss is far from that of a guess, which is ln C for C classes.
 
     ## What it does
 
@@ -75,7 +75,7 @@ class InitialLossOff(Rule):
     most_of_guess: float = 3.0  # times ln C
     most_above: float = 5.0  # nats above ln C
     least_of_guess: float = 0.1  # of ln C
-    most_of_variance: float = 10.0
+    most_of_variance: float = 10.0  # times the targets' variance, for a squared error
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         loss = sole_loss(timeline)

@@ -72,10 +72,10 @@ class LabelsUnrelated(Rule):
     near: float = 0.03  # of the loss of a constant prediction
     window: int = 100  # losses
     least_step: float = 1e-4  # median update ratio
-    most_step: float = 0.05
+    most_step: float = 0.05  # median update ratio
     least_signal: float = 0.1  # of the output's rms, over the batch
     least_input: float = 0.01  # rms
-    most_input: float = 10.0
+    most_input: float = 10.0  # rms
     least_mixing: float = 0.5  # of the entropy that shuffled batches have
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:

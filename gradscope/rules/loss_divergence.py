@@ -79,11 +79,11 @@ class LossDivergence(Rule):
 
     bounded_factor: float = 3.0  # times the start, for losses with a natural scale
     factor: float = 10.0  # times the start, for all others
-    critical_factor: float = 100.0
-    least_losses: int = 15
+    critical_factor: float = 100.0  # times the start, from which all others are critical
+    least_losses: int = 15  # in all; two where the loss is no longer finite
     late_window: int = 50  # losses whose median is a level
     given_back: float = 0.5  # of what had been gained
-    gradient_rise: float = 2.0
+    gradient_rise: float = 2.0  # of the gradient norm since the best losses
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         if timeline.several_objectives or not len(timeline.loss) or not np.isfinite(timeline.loss[0]):

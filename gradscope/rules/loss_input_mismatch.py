@@ -38,7 +38,7 @@ class _Mismatch:
 @final
 @dataclass(frozen=True)
 class LossInputMismatch(Rule):
-    """The loss is given something else than it is made for, so that what it measures is not what is meant.
+    """The loss function is given something it is not made for, such as raw outputs where it takes log-probabilities.
 
     ## What it does
 
@@ -87,8 +87,8 @@ class LossInputMismatch(Rule):
     )  # fmt: skip
 
     highest_mean: float = 0.5  # of -ln C, that the mean of log-probabilities has to be under
-    first_frames: int = 3
-    negative_losses: int = 3
+    first_frames: int = 3  # sampled steps, whose median is the input's mean
+    negative_losses: int = 3  # losses below zero
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         losses = timeline.info.wiring.losses if timeline.info.wiring else ()

@@ -93,10 +93,10 @@ class LossReductionSum(Rule):
         "clipping-too-tight", "fp16-overflow", "attention-logit-growth", "output-logit-drift",
     )  # fmt: skip
 
-    least_terms: float = 8.0
+    least_terms: float = 8.0  # that the sum is over
     least_share: float = 0.5  # of the terms, that the sum has to be multiplied with in all
     large_step: float = 0.1  # median update ratio
-    first_frames: int = 5
+    first_frames: int = 5  # sampled steps whose size counts
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         loss = sole_loss(timeline)

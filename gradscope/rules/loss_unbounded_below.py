@@ -84,7 +84,7 @@ class LossUnboundedBelow(Rule):
     least_fall: float = 10.0  # times the first magnitude, below zero
     least_growth: float = 10.0  # of the gradient norm
     least_speed: float = 1.0  # fall of the second half of the way below zero over that of the first
-    least_losses: int = 20
+    least_losses: int = 20  # finite ones in all
     least_negative: int = 10  # losses below zero, where a loss that is bounded has a minus sign
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:

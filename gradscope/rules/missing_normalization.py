@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 from typing import final
@@ -61,8 +62,11 @@ class MissingNormalization(Rule):
 
     ## What to do
 
-    Normalise the input of each branch (LayerNorm, RMSNorm, GroupNorm for convolutions), or scale each branch by
-    1/sqrt(number of blocks), or start the last layer of each branch at zero.
+    Normalise the input of each branch (LayerNorm, RMSNorm, GroupNorm for convolutions) and scale what it adds by
+    1/sqrt(number of blocks); or start the last layer of each branch at zero. The code wraps blocks that return
+    x + branch(x); where a block does more to the sum, change its forward() instead. On 24 linear and 14 convolutional blocks
+    (three seeds each) norm and scale together came to 0.03 to 0.46, where a constant has 2.3; the scale alone left one of
+    the six above 3, and the norm alone made one NaN.
 
     ## Known false alarms
 
@@ -88,9 +92,9 @@ class MissingNormalization(Rule):
 
     least_slope: float = 0.1  # decades of rms a block; doubling the variance is 0.15
     least_rho: float = 0.3  # median over the layers
-    most_rho: float = 2.5
-    least_blocks: int = LEAST_BLOCKS
-    least_plain_layers: int = 10
+    most_rho: float = 2.5  # above it the initial weights are to blame
+    least_blocks: int = LEAST_BLOCKS  # residual blocks
+    least_plain_layers: int = 10  # of a net without residual additions
     plain_steps: int = 10  # within which a plain net blows up
     most_step: float = 0.1  # update ratio of the median matrix up to the blow-up; larger ones are the learning rate's fault
     even_slope: float = 0.1  # decades of signal a layer, either way, in a plain net that is initialised well
@@ -169,26 +173,51 @@ class MissingNormalization(Rule):
 
 
 def _branch_norm(timeline: Timeline, blocks: tuple[str, ...]) -> Remedy:
-    first = next((x.weight for x in timeline.layers if x.module.path.startswith(f"{blocks[0]}.")), None)
-    layer = _norm_for(first)
-    kind = timeline.modules[blocks[0]].type
-    return Remedy(
-        f"Normalise what each branch takes in: {layer} at the start of the branch of each of the {len(blocks)} blocks; or "
-        f"scale each branch by {len(blocks) ** -0.5:.2g}.",
-        f"# in {kind}.__init__:\nself.norm = torch.nn.{layer}\n# in {kind}.forward, with the branch as it is now:\n"
-        "x = x + self.branch(self.norm(x))",
+    widths = {block: width for block in blocks if (width := _taken_in(timeline, block))}
+    first = next((layer.weight for layer in timeline.layers if layer.module.path.startswith(f"{blocks[0]}.")), None)
+    norm = "LayerNorm" if first is None or len(first.shape) == 2 else "GroupNorm"
+    scale = f"{len(blocks) ** -0.5:.2g}"
+    text = (
+        f"Normalise what each branch takes in, by a {norm} that the sum passes by, and scale what each of the {len(blocks)} "
+        f"branches adds by {scale}."
     )
+    if len(widths) < len(blocks):
+        return Remedy(text)
+    arguments = "width" if norm == "LayerNorm" else "1, width"
+    return Remedy(
+        text,
+        "class Normalised(torch.nn.Module):  # around a block that returns x + branch(x)\n"
+        "    def __init__(self, block, norm):\n        super().__init__()\n        self.block, self.norm = block, norm\n\n"
+        "    def forward(self, x, *more, **named):\n        z = self.norm(x)\n"
+        f"        return x + {scale} * (self.block(z, *more, **named) - z)\n\n"
+        f"for name, width in {_table(widths)}.items():  # before the optimizer is made\n"
+        f"    model.set_submodule(name, Normalised(model.get_submodule(name), torch.nn.{norm}({arguments})))",
+    )
+
+
+def _taken_in(timeline: Timeline, block: str) -> int | None:
+    """How many features or channels a block takes in; None where none of its layers is known."""
+    return next((x.weight.shape[1] for x in timeline.layers if x.module.path.startswith(f"{block}.")), None)
+
+
+def _table(widths: Mapping[str, int]) -> str:
+    """The widths as Python, given once where they are all the same."""
+    first, *others = set(widths.values())
+    return str(dict(widths)) if others else f"dict.fromkeys({list(widths)}, {first})"
 
 
 def _layer_norm(timeline: Timeline) -> Remedy:
-    width = timeline.layers[0].weight.shape[0]
+    inner = timeline.layers[:-1]
+    text = "Put a normalisation between each layer and its activation, or lower the learning rate to an eighth."
+    if not all(layer.module.role in ("linear", "conv") for layer in inner):
+        return Remedy(text)
+    norms = [f"    {layer.module.path!r}: torch.nn.{_norm_after(layer.weight)}," for layer in inner]
     return Remedy(
-        "Put a LayerNorm between each layer and its activation, or lower the learning rate to an eighth.",
-        f"torch.nn.LayerNorm({width})  # after each torch.nn.Linear(…, {width}), before its activation",
+        text,
+        "norms = {\n" + "\n".join(norms) + "\n}\nfor name, norm in norms.items():  # before the optimizer is made\n"
+        "    model.set_submodule(name, torch.nn.Sequential(model.get_submodule(name), norm))",
     )
 
 
-def _norm_for(weight: ParameterInfo | None) -> str:
-    if weight is None:
-        return "LayerNorm(width)"
-    return f"LayerNorm({weight.shape[1]})" if len(weight.shape) == 2 else f"GroupNorm(1, {weight.shape[1]})"
+def _norm_after(weight: ParameterInfo) -> str:
+    return f"LayerNorm({weight.shape[0]})" if len(weight.shape) == 2 else f"GroupNorm(1, {weight.shape[0]})"

@@ -42,7 +42,7 @@ class _Origin:
 @final
 @dataclass(frozen=True)
 class NonfiniteOrigin(Rule):
-    """The first NaN or infinity of the run stands here.
+    """Here is where the first NaN or infinity of the run came from.
 
     ## What it does
 

@@ -19,6 +19,7 @@ from gradscope.records import Remedy
 from gradscope.records import Severity
 from gradscope.rule import Rule
 from gradscope.timeline import Timeline
+from gradscope.trends import median_of
 
 
 @final
@@ -41,7 +42,9 @@ class OutputLogitDrift(Rule):
     - Logits that are large from the start come from initial weights or inputs that are too large, and are not a drift.
     - Where a learning rate is too high, logits grow within a few steps, and that rule explains this finding.
     - A classifier that is sure of its answers has large logits as well: where training has converged nothing is said, and
-      where it works the finding is for information.
+      where it works the finding is for information. Nor is anything said where a training that had converged blows up later:
+      an MLP whose rate a schedule raised fifty times at step 100 had been above ten times ln C from step 36 or 44 on (two
+      of three seeds), at under a thousandth of a constant prediction's loss, and it was the rate that blew it up.
 
     ## What to do
 
@@ -69,12 +72,13 @@ class OutputLogitDrift(Rule):
     high: float = 10.0  # times ln C
     growth: float = 2.0  # times the start
     least_samples: int = 5  # the last ones
-    lasting_steps: int = 50
+    lasting_steps: int = 50  # that they span
+    converged: float = 0.05  # of the best constant prediction's loss, before a blow-up
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         losses = [loss for loss in timeline.info.wiring.losses if loss.classes] if timeline.info.wiring else []
         classes = max((loss.classes or 0 for loss in losses), default=0)
-        if classes < 2 or timeline.converged or timeline.several_objectives:
+        if classes < 2 or timeline.several_objectives or self._sure_of_its_answers(timeline):
             return
         drift = timeline.column("loss.log_partition")[before_onset(timeline)].astype(np.float64)
         steps = timeline.steps[before_onset(timeline)]
@@ -88,6 +92,13 @@ class OutputLogitDrift(Rule):
             if last >= self.growth * first:
                 yield self._hit(timeline, losses[0], classes, (first, last), (int(steps[above[0]]), int(steps[above[-1]])))
                 return
+
+    def _sure_of_its_answers(self, timeline: Timeline) -> bool:
+        """Whether training had converged, before it blew up where it did."""
+        if timeline.onset is None:
+            return timeline.converged
+        losses = timeline.loss[timeline.loss_steps < timeline.onset]
+        return timeline.baseline > 0 and median_of(losses[-max(len(losses) // 10, 3) :]) < self.converged * timeline.baseline
 
     def _hit(
         self, timeline: Timeline, loss: LossInfo, classes: int, values: tuple[float, float], steps: tuple[int, int]

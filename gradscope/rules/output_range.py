@@ -34,7 +34,7 @@ MODULES = {"relu": ("ReLU", "ReLU6"), "sigmoid": ("Sigmoid",), "tanh": ("Tanh",)
 @final
 @dataclass(frozen=True)
 class OutputRange(Rule):
-    """The model ends in an activation whose range does not hold what the loss asks for.
+    """The model ends in an activation that cannot reach what the loss asks for, such as a ReLU before a cross-entropy.
 
     ## What it does
 

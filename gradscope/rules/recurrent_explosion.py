@@ -91,7 +91,7 @@ class RecurrentExplosion(Rule):
     least_factor: float = 1.05  # by which the gradient grows with each time step back
     least_total: float = 2.0  # decades over all time steps
     held: int = 3  # of the last five sampled steps
-    window: int = 5
+    window: int = 5  # sampled steps that are looked back on
     last_before: int = 3  # sampled steps before a blow-up, one of which is enough
     well_below: float = 0.5  # of the best constant prediction's loss, under which training works well
 

@@ -25,11 +25,12 @@ from gradscope.trends import theil_sen
 @final
 @dataclass(frozen=True)
 class ResidualGrowth(Rule):
-    """The residual stream grows geometrically from block to block, before any update.
+    """What runs through the residual blocks grows by a factor in each of them, before any update.
 
     ## What it does
 
-    At step 0 it compares the size (rms) of the outputs of six residual blocks or more. It speaks where they grow by a tenth of
+    At step 0 it compares the size (rms) of the outputs of six residual blocks or more: the residual stream, to which each block
+    adds. It speaks where they grow by a tenth of
     a decade a block or more, and more than tenfold over all.
 
     ## Why it is bad
@@ -67,7 +68,7 @@ class ResidualGrowth(Rule):
 
     least_slope: float = 0.1  # decades a block
     least_total: float = 1.0  # decades over all blocks
-    least_blocks: int = LEAST_BLOCKS
+    least_blocks: int = LEAST_BLOCKS  # residual blocks
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         blocks = list(timeline.blocks)

@@ -36,7 +36,7 @@ MODERATE = {"tanh": 1.1, "sigmoid": 2.2, "hardtanh": 0.5, "hardsigmoid": 1.5}  #
 @final
 @dataclass(frozen=True)
 class SaturatingActivation(Rule):
-    """The activation function itself takes the signal away: sigmoids one behind the other, or curves that begin at their ends.
+    """The activation function itself takes the signal away: many sigmoids in a row, or units that start where it is flat.
 
     ## What it does
 

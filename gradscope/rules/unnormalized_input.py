@@ -77,7 +77,7 @@ class UnnormalizedInput(Rule):
     highest_rms: float = 10.0  # standardised data has 1
     highest_rms_wasted: float = 5.0  # where training blew up or stands still: raw digits of 0 to 16 have 7.7
     highest_rms_measured: float = 3.0  # where a probe has shown that it is what makes steps overshoot
-    lowest_rms: float = 0.01
+    lowest_rms: float = 0.01  # a hundredth of standardised data
     most_offset: float = 5.0  # mean over standard deviation
     least_spread: float = 1e-3  # standard deviation over rms; below it the input is constant, as far as float32 can tell
     mask_magnitude: float = 1e8  # what holds larger numbers is a mask

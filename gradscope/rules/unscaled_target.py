@@ -88,7 +88,7 @@ class UnscaledTarget(Rule):
     most_spread: float = 10.0  # standard deviation
     most_offset: float = 10.0  # mean over standard deviation
     large_step: float = 0.1  # update ratio of the median matrix in one of the first steps
-    first_frames: int = 5
+    first_frames: int = 5  # sampled steps whose size counts
     most_start: float = 10.0  # times the targets' variance, that a squared error may begin with
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:

@@ -74,7 +74,7 @@ class UnshuffledData(Rule):
         "labels-unrelated", "saturated-units",
     )  # fmt: skip
 
-    least_frames: int = 20
+    least_frames: int = 20  # sampled steps with labels
     most_mixing: float = 0.5  # of the entropy that shuffled batches have at the least
     sure_mixing: float = 0.25  # under which a loss that has come down says nothing
 

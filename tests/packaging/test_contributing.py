@@ -1,15 +1,20 @@
-"""The example in CONTRIBUTING.md is a rule, and its tests pass."""
+"""The examples in CONTRIBUTING.md: a rule whose tests pass, and an instrument that reads what the real one does."""
 
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
+from gradscope.capture.graph import Graph
+from gradscope.capture.instruments import graphsize
+from gradscope.capture.instruments.instrument import Instrument
 from gradscope.rule import Rule
 
 PAGE = Path(__file__).parents[2] / "CONTRIBUTING.md"
@@ -38,6 +43,24 @@ def test_the_tests_of_the_example_pass(example: ModuleType) -> None:
     assert len(tests) == 3
     for test in tests:
         test()
+
+
+def test_the_instrument_reads_what_the_real_one_does() -> None:
+    names = dict(vars(graphsize))
+    exec(_blocks()[2], names)
+    example = names["GraphSize"]
+    assert example is not graphsize.GraphSize
+    assert [_readings(kind()) for kind in (example, graphsize.GraphSize)] == [pytest.approx([4.0, math.nan], nan_ok=True)] * 2
+
+
+def _readings(instrument: Instrument) -> list[float]:
+    """With a loss of four nodes (sum, square, product, accumulation), and in the next step with none."""
+    weight = torch.ones(3, requires_grad=True)
+    loss = (2 * weight).square().sum()
+    instrument.start_step()
+    instrument.before_backward(loss, Graph(loss))
+    found = [instrument.read((), ()) for _ in range(2)]
+    return [float(reading.columns(())["step.graph_nodes"][0]) for reading in found]
 
 
 def _blocks() -> list[str]:

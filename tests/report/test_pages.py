@@ -36,6 +36,7 @@ What gradscope can name. `gradscope rules NAME` prints the same pages in the ter
 | rule | kind | |
 | --- | --- | --- |
 | [example-rule](example-rule.md) | cause | The example happens. |
+
 """
 
 
@@ -44,4 +45,4 @@ def test_a_page_holds_what_the_rule_says_about_itself():
 
 
 def test_the_index_leads_to_each_page():
-    assert pages.pages([ExampleRule()]) == {"README.md": INDEX, "example-rule.md": PAGE}
+    assert pages.pages([ExampleRule()]) == {"README.md": f"{INDEX}{pages.WORDS}\n", "example-rule.md": PAGE}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from gradscope.records import Site
 from gradscope.rules.detached_parameters import DetachedParameters
 from gradscope.timeline import Timeline
 from tests.timelines import SMALL
+from tests.timelines import Net
 from tests.timelines import build
 from tests.timelines import classification
 from tests.timelines import empty
@@ -65,6 +67,18 @@ def test_one_gradient_in_any_step_clears_a_parameter() -> None:
 def test_is_silent_on_modules_that_never_ran() -> None:
     ran = [Site(module.path) for module in SMALL.modules if module.path in ("layers.3", "layers.4")]
     assert not hits(detached(sites=ran))
+
+
+def test_modules_that_ran_without_gradients_in_front_of_others_ran() -> None:
+    """They have no site; the cut stands between the last of them and the first module with gradients."""
+    modules = tuple(replace(m, ungraded=m.path in ("layers.0", "layers.1", "layers.2")) for m in SMALL.modules)
+    net = Net(modules, SMALL.parameters)
+    after = [Site(path) for path in ("layers.3", "layers.4")]
+    wiring = classification(reached=("layers.4.weight",), cuts=(("layers.2", "layers.4"),))
+    (hit,) = hits(detached(net=net, sites=after, wiring=wiring))
+    assert hit.modules == ("layers.0", "layers.2")
+    assert hit.evidence["cut"] == ["layers.2", "layers.4"]
+    assert "no_grad(), ran: layers.0 and layers.2." in hit.message
 
 
 def test_is_silent_on_frozen_parameters() -> None:

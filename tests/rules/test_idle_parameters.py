@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,6 +51,11 @@ def test_a_large_share_in_a_training_that_stands_still_is_a_warning() -> None:
     assert run(LARGE)[0].severity is Severity.INFO
     assert run(LARGE, pulses={"loss": 1.386}, steps=range(40))[0].severity is Severity.INFO
     assert run(pulses={"loss": 1.386})[0].severity is Severity.INFO
+
+
+def test_a_module_that_ran_without_gradients_in_front_of_others_is_detached_not_idle() -> None:
+    ungraded = Net(tuple(replace(m, ungraded=True) for m in UNUSED.modules), UNUSED.parameters)
+    assert not run(ungraded)
 
 
 def test_gradients_that_are_kept_as_zeros_are_none() -> None:

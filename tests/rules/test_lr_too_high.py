@@ -103,6 +103,29 @@ def test_boundaries_of_step_and_jump() -> None:
     assert not run(lambda step: 1.4 if step == 0 else 1.4 * 2.9, steps=DENSE)
 
 
+def lost(step: int) -> float:
+    """A loss that falls, grows to far above its start and ends at a constant prediction's."""
+    return (1.4 * 0.7**step if step < 20 else 2.0 ** (step - 20)) if step < 40 else math.log(4)
+
+
+def test_a_training_that_worked_and_lost_it_to_longer_and_longer_steps_is_named() -> None:
+    (hit,) = run(lost, ratio=lambda step: 0.2 if 18 <= step < 40 else 0.04, steps=range(60))
+    assert (hit.severity, hit.evidence["onset"]) == (Severity.CRITICAL, 23)
+    assert "blew up at step 23, to a loss of 5.24e+05, and is back at 1.39" in hit.message
+
+
+def test_what_is_lost_with_no_long_step_before_has_another_cause() -> None:
+    assert not run(lost, ratio=lambda step: 0.2 if 23 <= step < 40 else 0.04, steps=range(60))
+
+
+def test_a_training_that_regains_what_it_lost_or_never_worked_is_left_alone() -> None:
+    def quiet(loss: Any) -> bool:
+        return not run(loss, ratio=lambda step: 0.2 if 18 <= step < 40 else 0.04, steps=range(60))
+
+    assert quiet(lambda step: lost(step) if step < 40 else 0.9)
+    assert quiet(lambda step: max(lost(step), 1.2))
+
+
 def test_large_steps_after_the_jump_prove_nothing() -> None:
     assert not run(jump, ratio=lambda step: 0.001 if step == 0 else 0.3, steps=DENSE)
 

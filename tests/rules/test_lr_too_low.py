@@ -36,7 +36,12 @@ def test_steps_that_change_nothing_are_named_with_a_higher_rate() -> None:
     (hit,) = run()
     assert hit.severity is Severity.WARNING
     assert hit.evidence["update_ratio"] == pytest.approx(5e-7)
-    assert 'group["lr"] = 0.0002 ' in (hit.remedy.code or "")  # 1e-7 * 0.001 / 5e-7
+    assert 'group["lr"] = 0.001 ' in (hit.remedy.code or "")  # 1e-7 * 0.005 / 5e-7
+
+
+def test_the_remedy_raises_the_rate_ten_thousand_times_at_most() -> None:
+    (hit,) = run(ratio=1e-9)
+    assert 'group["lr"] = 0.001 ' in (hit.remedy.code or "")
 
 
 def test_boundary_of_the_ratio() -> None:
@@ -73,6 +78,12 @@ def test_a_tiny_gradient_is_not_the_rates_fault() -> None:
     sgd = {"optimizers": None}
     assert not run(gradient=1e-4, **sgd)  # beside the weights
     assert run(**sgd)
+
+
+def test_a_bias_whose_gradient_does_not_vanish_proves_nothing() -> None:
+    vanished = {p.name: 0.5 if p.name.endswith("bias") else 1e-9 for p in SMALL.parameters}
+    assert not run(gradient=vanished)
+    assert not run(gradient=vanished, optimizers=None)
 
 
 def test_several_objectives_and_converged_trainings_are_left_alone() -> None:

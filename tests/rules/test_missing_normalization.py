@@ -60,7 +60,8 @@ def test_a_residual_stack_that_doubles_its_variance_from_block_to_block_is_named
     assert hit.evidence["decades_per_block"] == pytest.approx(0.15, rel=1e-3)
     assert hit.modules == tuple(f"blocks.{i}" for i in range(10))
     assert hit.remedy.code is not None
-    assert "torch.nn.LayerNorm(64)" in hit.remedy.code
+    assert "torch.nn.LayerNorm(width)" in hit.remedy.code
+    assert "'blocks.9'], 64)" in hit.remedy.code
     assert "0.32" in hit.remedy.text  # 1 / sqrt(10)
 
 
@@ -87,7 +88,8 @@ def test_a_deep_plain_net_that_blows_up_at_small_steps_is_named() -> None:
     (hit,) = plain()
     assert (hit.first_step, hit.last_step, hit.strength) == (0, 3, 3.0)
     assert hit.evidence["update_ratio"] == pytest.approx(0.05)
-    assert "LayerNorm(64)" in (hit.remedy.code or "")
+    assert "'layers.20': torch.nn.LayerNorm(64)" in (hit.remedy.code or "")  # the last but one
+    assert "'layers.22'" not in (hit.remedy.code or "")
 
 
 def probed(without: float) -> StepQuality:

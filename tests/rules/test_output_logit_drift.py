@@ -60,6 +60,14 @@ def test_a_sure_classifier_is_an_aside_and_a_converged_one_nothing() -> None:
     assert not run(lambda step: 1.4 + step, pulses={"loss": lambda step: 1.4 if step < 5 else 0.01})
 
 
+def test_a_classifier_that_was_sure_before_it_blew_up_did_not_drift() -> None:
+    def blown_up(level: float) -> dict[str, Any]:
+        return {"loss": lambda step: 1e6 if step >= 90 else (1.4 if step < 5 else level)}
+
+    assert not run(lambda step: 1.4 + step, pulses=blown_up(0.01))
+    assert run(lambda step: 1.4 + step, pulses=blown_up(0.3))
+
+
 def test_losses_without_classes_are_not_judged() -> None:
     assert not run(lambda step: 1.4 + step, wiring=classification(losses=()))
 

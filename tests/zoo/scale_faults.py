@@ -224,8 +224,8 @@ PROGRAMS = (
     Fault(constant_weights, ("symmetric-init",), worse(3), remedy="start"),
     Fault(constant_weights_convnet, ("symmetric-init",), worse(3), remedy="start"),
     Fault(zero_weights, ("symmetric-init",), worse(3), remedy="start"),
-    Fault(residual_without_norm, ("missing-normalization",), learned_nothing),
-    Fault(residual_convnet_without_norm, ("missing-normalization",), worse(3)),
+    Fault(residual_without_norm, ("missing-normalization",), learned_nothing, remedy="start"),
+    Fault(residual_convnet_without_norm, ("missing-normalization",), worse(3), remedy="start"),
     Fault(
         sigmoid_in_ten_layers,
         ("saturating-activation", "vanishing-gradients", "init-too-small"),

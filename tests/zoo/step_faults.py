@@ -32,6 +32,12 @@ def adam_rate_tenth(watch: Watch, faulty: bool) -> Outcome:
     return tasks.classify(watch, he(mlp(20, *[64] * 6, 10)), tasks.adam, lr=0.1 if faulty else 1e-3)
 
 
+def heavy_momentum_rate(watch: Watch, faulty: bool) -> Outcome:
+    """A rate that plain descent would bear, under a momentum that makes twenty times as much of it."""
+    make = partial(torch.optim.SGD, momentum=0.95)
+    return tasks.classify(watch, he(mlp(20, 64, 64, 10)), make, lr=0.3 if faulty else 0.01, steps=150)
+
+
 def convnet_momentum_rate_2(watch: Watch, faulty: bool) -> Outcome:
     return tasks.see(watch, convnet(), tasks.momentum, lr=2.0 if faulty else 0.05, steps=150)
 
@@ -136,7 +142,7 @@ def _normalised(watch: Watch, *, size: int) -> Outcome:
 
 
 def batch_norm_over_three_images(watch: Watch, faulty: bool) -> Outcome:
-    """A batch norm over globally pooled features, with batches of three."""
+    """A batch norm over globally pooled features, with batches of three; only a larger batch cures it."""
     model = nn.Sequential(
         nn.Conv2d(1, 16, 3, stride=2, padding=1),
         nn.ReLU(),
@@ -156,6 +162,7 @@ def batch_norm_over_three_images(watch: Watch, faulty: bool) -> Outcome:
 PROGRAMS = (
     Fault(sgd_rate_3, ("lr-too-high",), learned_nothing, remedy="start"),
     Fault(adam_rate_tenth, ("lr-too-high",), worse(3), remedy="start"),
+    Fault(heavy_momentum_rate, ("lr-too-high",), worse(3), remedy="start"),
     Fault(convnet_momentum_rate_2, ("lr-too-high",), worse(3), remedy="start"),
     Fault(residual_rate_5, ("lr-too-high",), worse(3), remedy="start"),
     Fault(vision_transformer_rate, ("lr-too-high",), worse(1.5), remedy="start"),
@@ -177,5 +184,5 @@ PROGRAMS = (
     Fault(decay_of_a_half_sgd, ("excessive-weight-decay",), worse(3), remedy="start"),
     Fault(decay_of_ten_transformer, ("excessive-weight-decay",), worse(2), remedy="start"),
     Fault(batch_norm_over_two, ("tiny-batch-norm",), worse(5), remedy="start"),
-    Fault(batch_norm_over_three_images, ("tiny-batch-norm",), worse(3), remedy="start"),
+    Fault(batch_norm_over_three_images, ("tiny-batch-norm",), worse(3)),
 )
