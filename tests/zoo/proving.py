@@ -6,14 +6,14 @@ from tests.zoo.jobs import invents
 from tests.zoo.jobs import replays
 from tests.zoo.program import Fault
 from tests.zoo.program import Outcome
-from tests.zoo.running import JUDGING
+from tests.zoo.running import TESTING
 from tests.zoo.running import Seen
 from tests.zoo.running import alone
 from tests.zoo.running import names
 from tests.zoo.running import watched_fault
 from tests.zoo.zoo import FAULTS
 
-SEED = JUDGING[0]
+SEED = TESTING
 
 # Of each truth the first program whose remedy is tried, else the first; `scripts/zoo` runs all.
 TREATED = {fault.truth: fault for fault in reversed(FAULTS.values()) if fault.remedy}
