@@ -19,6 +19,7 @@ from gradscope.capture.modules import ModuleProbe
 from gradscope.capture.modules import Slot
 from gradscope.capture.parameters import ParameterProbe
 from gradscope.capture.pulses import is_loss_scale
+from gradscope.capture.shelf import Shelf
 from gradscope.capture.transfer import Mailbox
 from gradscope.records import HISTOGRAM_BINS
 from gradscope.records import STATISTICS
@@ -59,6 +60,7 @@ class FrameMaker:
         self._mailbox = mailbox
         self._deliver = deliver
         self._made = 0
+        self._shelf = Shelf()
         self._schema = Schema()
         self._types: dict[str, tuple[str, str | None]] = {}  # by module path: class, activation that takes its output
         self._limits: dict[Arena, torch.Tensor] = {}
@@ -116,7 +118,7 @@ class FrameMaker:
                 columns.update(reading.columns(arrays[start:end]))
             if loss_scale is not None:
                 _unscale(columns, histograms, float(arrays[-1]), seen=scale_seen)
-            self._deliver(Frame(step, schema, columns, histograms))
+            self._deliver(Frame(step, schema, self._shelf.put(columns), self._shelf.put(histograms)))
 
         self._mailbox.send([*tensors, *parameter_tables, *read, *([] if loss_scale is None else [loss_scale])], arrived)
 

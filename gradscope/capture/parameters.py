@@ -130,6 +130,10 @@ class ParameterProbe:
         total: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
         return total
 
+    def forget_norms(self) -> None:
+        """Let go of the norms of single gradients: this step is not sampled."""
+        self._norms_at_hand = {}
+
     # -- one sampled step
 
     def choose(self, *, all_of_them: bool) -> None:

@@ -35,11 +35,11 @@ class _Step:
     scalars: tuple[float, ...]  # step, learning rate, seconds, own seconds, backwards, sampled, foreign
     losses: tuple[torch.Tensor | float, ...]  # a number where it was on the host already
     factors: tuple[torch.Tensor | None, ...]  # what a GradScaler multiplied each loss with
-    norm: torch.Tensor | None
+    norm: torch.Tensor | float | None
 
     def tensors(self) -> list[torch.Tensor]:
         """All that lies on a device, in the order in which it is read."""
-        norm = [] if self.norm is None else [self.norm]
+        norm = [self.norm] if isinstance(self.norm, torch.Tensor) else []
         losses = [loss for loss in self.losses if isinstance(loss, torch.Tensor)]
         return [*losses, *(factor for factor in self.factors if factor is not None), *norm]
 
@@ -53,7 +53,7 @@ class PulseMaker:
         self._receiver = receiver
         self._losses: list[torch.Tensor | float] = []
         self._factors: list[torch.Tensor | None] = []
-        self._norm: torch.Tensor | None = None
+        self._norm: torch.Tensor | float | None = None
         self._finished: list[_Step] = []
         self._flushed = monotonic()
         self._recent_losses: deque[float] = deque(maxlen=_REMEMBERED)
@@ -105,11 +105,9 @@ class PulseMaker:
         """What the step's last loss was multiplied with last, if that may be a GradScaler's doing; see ``is_loss_scale``."""
         return self._factors[-1] if self._factors else None
 
-    def norm(self, norm: torch.Tensor | None) -> None:
-        """Add the norm of one optimizer's gradients to the step's."""
-        if self._norm is not None and norm is not None:
-            norm = torch.linalg.vector_norm(torch.stack([self._norm, norm.to(self._norm.device, non_blocking=True)]))
-        self._norm = norm
+    def norm(self, norm: torch.Tensor | float | None) -> None:
+        """Add the norm of one optimizer's gradients to the step's; None begins anew."""
+        self._norm = _both(self._norm, norm)
 
     def end(self, step: int, learning_rate: float, *, seconds: float, own: float, sampled: bool, foreign: bool) -> None:
         """The step is over."""
@@ -144,7 +142,7 @@ class PulseMaker:
         losses = [loss if isinstance(loss, float) else next(values) for loss in step.losses]
         factors = [next(values) if factor is not None else 1.0 for factor in step.factors]
         self._scale_seen = self._scale_seen or any(is_loss_scale(factor) for factor in factors)
-        norm = next(values) if step.norm is not None else math.nan
+        norm = step.norm if isinstance(step.norm, float) else next(values) if step.norm is not None else math.nan
         if step.norm is not None and math.isnan(norm):
             norm = math.inf  # captured, and not finite
         scaled = [
@@ -172,9 +170,25 @@ def _unscaled(losses: list[float], factors: list[float], scaled: list[bool]) -> 
     return sum(unscaled) / len(unscaled) if unscaled else math.nan, scales[-1] if scales else math.nan
 
 
+def _both(norm: torch.Tensor | float | None, other: torch.Tensor | float | None) -> torch.Tensor | float | None:
+    """The norm of two vectors together from the norms of each."""
+    if norm is None or other is None:
+        return other
+    if isinstance(norm, float) and isinstance(other, float):
+        return math.hypot(norm, other)
+    home = norm.device if isinstance(norm, torch.Tensor) else other.device if isinstance(other, torch.Tensor) else None
+    parts = [torch.as_tensor(part, dtype=torch.float32).to(home, non_blocking=True) for part in (norm, other)]
+    return torch.linalg.vector_norm(torch.stack(parts))  # type: ignore[no-any-return]
+
+
 def kept_loss(loss: torch.Tensor) -> torch.Tensor | float:
     """A copy, as the user may go on to change the loss in place; its value where that is at hand without waiting."""
-    return float(loss.item()) if loss.is_cpu else loss.detach().clone()
+    return host_value(loss) if loss.is_cpu else loss.detach().clone()
+
+
+def host_value(scalar: torch.Tensor) -> torch.Tensor | float:
+    """A number where the tensor is on the host: kept as a tensor it would hold a place amid the training's memory."""
+    return float(scalar.item()) if scalar.is_cpu else scalar
 
 
 def _jumps(value: float, recent: deque[float]) -> bool:

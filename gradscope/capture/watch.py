@@ -26,6 +26,7 @@ from gradscope.capture.modules import ModuleProbe
 from gradscope.capture.parameters import ParameterProbe
 from gradscope.capture.probe.probe import Probe
 from gradscope.capture.pulses import PulseMaker
+from gradscope.capture.pulses import host_value
 from gradscope.capture.quiet import MOST_STEPS
 from gradscope.capture.quiet import QuietStep
 from gradscope.capture.quiet import QuietSteps
@@ -317,10 +318,14 @@ class Watch:
     def _take_norm(self, tensors: list[torch.Tensor]) -> None:
         if self._sampling or self._governor.wants_norm(self._step):
             started = perf_counter()
-            norm = self._holdings.parameters().gradient_norm(tensors)
+            parameters = self._holdings.parameters()
+            found = parameters.gradient_norm(tensors)
+            norm = host_value(found) if found is not None else None
             self._pulses.norm(norm)
+            if not self._sampling:
+                parameters.forget_norms()
             self._governor.norm_took(perf_counter() - started)
-            if norm is not None and norm.device.type == "cpu" and not math.isfinite(norm.numpy()):
+            if isinstance(norm, float) and not math.isfinite(norm):
                 self._blackbox.gradients(self._step)
 
     def _put_down(self, origin: Origin) -> None:
