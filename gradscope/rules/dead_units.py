@@ -70,6 +70,9 @@ class DeadUnits(Rule):
     training works, and the critic of a WGAN whose weights are clamped at 0.1 had more than half of a layer dead while its
     generator learned. A layer that is dead as a whole is a warning all the same.
 
+    Of a layer of four units, as in a squeeze-and-excitation block, most may be dead by chance: the rule spoke in one of eight
+    trainings of such a net, and all learned. Layers of fewer than eight units count only where training stands still.
+
     ## References
 
     L. Lu, Y. Shin, Y. Su, G. Karniadakis, "Dying ReLU and Initialization", 2019. G. Sokar and others, "The Dormant Neuron
@@ -86,6 +89,8 @@ class DeadUnits(Rule):
     small_batch: int = 8  # samples, below which a step says little about a unit
     small_window: int = 200  # the window, for small batches
     small_least_frames: int = 50  # sampled steps in it
+    least_units: int = 8  # of a layer; narrower ones are judged only where training stands still
+    patience: int = 100  # steps after which it does, if it has not worked by then
     whole_frames: int = 5  # for a layer that is dead altogether
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
@@ -114,6 +119,8 @@ class DeadUnits(Rule):
         if len(known) < self.whole_frames:
             return None
         module = timeline.schema.modules[site].path
+        if layer is not None and layer.weight.shape[0] < self.least_units and not self._stands_still(timeline):
+            return None
         if layer is not None and self._wholly(timeline, layer, known[-self.whole_frames :], site, low, high):
             active = np.flatnonzero((low[known, site] | high[known, site]) > 0)
             return _Dead(module, 1.0, int(known[active[-1] + 1] if len(active) else known[0]), layer)
@@ -122,6 +129,10 @@ class DeadUnits(Rule):
             return None
         share = 1 - _active(low[known[-window:], site], high[known[-window:], site]) / (2 * HALF)
         return _Dead(module, share, self._since(known, site, low, high), layer) if share > self.most_share else None
+
+    def _stands_still(self, timeline: Timeline) -> bool:
+        """Whether a hundred steps have led nowhere: of a few units most may be dead by chance, and the rest will do."""
+        return len(timeline.loss) >= self.patience and not works(timeline)
 
     def _wholly(
         self,

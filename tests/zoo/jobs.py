@@ -42,6 +42,7 @@ class Result:
     diagnosis: str | None
     findings: tuple[str, ...]
     alarms: tuple[str, ...]  # rules at warning or above, at the end or on the way
+    trained: bool = True  # a twin: whether it ended where a healthy one has to, by its own measure and not by gradscope's
     named: bool = False  # the right name on top, at the end
     found: bool = False  # the right name in any place, at the end
     named_after: int | None = None  # steps from the fault's beginning to the first look that names it
@@ -51,7 +52,7 @@ class Result:
     @property
     def wrong(self) -> bool:
         """An alarm where nothing is wrong, or a fault that is not named, or not by its name."""
-        return not self.named if self.job.kind == "fault" else bool(self.alarms)
+        return not self.named if self.job.kind == "fault" else bool(self.alarms) and self.trained
 
     @property
     def misleads(self) -> bool:
@@ -71,7 +72,8 @@ def run(job: Job) -> Result:
     fault = FAULTS[job.program]
     faulty = job.kind == "fault"
     seen = watched_fault(fault, job.seed, every=job.every, faulty=faulty, looks=True)
-    return _result(job, seen, fault if faulty else None)
+    result = _result(job, seen, fault if faulty else None)
+    return result if faulty else replace(result, trained=seen.outcome.fell(fault.falls_to))
 
 
 def _result(job: Job, seen: Seen, fault: Fault | None) -> Result:

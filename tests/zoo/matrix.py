@@ -34,7 +34,8 @@ computed or is the standard library's source text, and each says itself, without
 
 This page is of seeds {seeds}, which no threshold was chosen with; for that are seeds {calibration}. `scripts/zoo --write`
 writes it, `scripts/zoo --check` compares a new run with what it said then (tests/zoo/golden.txt), and the tests run a part. A
-training is judged at its end and at up to 36 looks on the way.
+training is judged at its end and at up to 36 looks on the way. A twin that did not learn with some seed, by its own measure,
+is no healthy run and is not counted among them: {failed} of {twins} were not.
 """
 
 
@@ -46,6 +47,8 @@ def page(results: Sequence[Result]) -> str:
         faults=len(FAULTS),
         seeds=", ".join(map(str, seeds)),
         calibration=", ".join(map(str, CALIBRATION)),
+        failed=sum(not result.trained for result in results),
+        twins=sum(result.job.kind == "twin" for result in results),
     )
     cadences = _by_cadence(results)
     parts = [opening, *_summary(cadences), "", *_false_alarms(results), "", *_confusion(results), ""]
@@ -71,7 +74,7 @@ def _faulty(results: Iterable[Result]) -> list[Result]:
 
 
 def _sound(results: Iterable[Result]) -> list[Result]:
-    return [result for result in results if result.job.kind != "fault"]
+    return [result for result in results if result.job.kind != "fault" and result.trained]
 
 
 def _summary(cadences: dict[str, list[Result]]) -> list[str]:
