@@ -217,7 +217,7 @@ class ParameterProbe:
         tables.append(_stacked(self._gradient_norms))
         nothing = torch.zeros(13, 0, dtype=torch.float32, device="cpu")
         tables.extend(_table(samples, with_spread=weighed) if samples.taking else nothing for samples in self._groups)
-        self._weight_norms = []
+        self._weight_norms, self._gradient_norms = [], []  # not kept amid the training's memory
         return tables
 
     def masks(self, stepped: Collection[str]) -> list[Mask]:
