@@ -85,10 +85,10 @@ def lstm() -> Training:
 
 
 CASES = {
-    "mlp": Case("MLP", "256 rows", mlp, stretch=5, rounds=600, sets=3),
+    "mlp": Case("MLP", "256 rows", mlp, stretch=20, rounds=150, sets=3),
     "gpt": Case("GPT", "8 rows of 128 tokens", gpt, stretch=1, rounds=50, sets=1),
     "resnet": Case("ResNet-18", "8 pictures of 32 x 32", resnet, stretch=1, rounds=50, sets=1),
-    "lstm": Case("LSTM", "8 rows of 48 tokens", lstm, stretch=2, rounds=120, sets=2),
+    "lstm": Case("LSTM", "8 rows of 48 tokens", lstm, stretch=10, rounds=40, sets=2),
 }
 
 

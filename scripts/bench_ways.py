@@ -49,9 +49,14 @@ class Gradscope(Way):
         self._scope = gradscope.attach(model, folder, every=every)
 
     def resume(self, pause: float) -> None:
-        # The wait for the turn is no part of the training: with it the scope would believe that it has more time to spend.
+        # The wait for the turn is no part of the training: with it the scope would believe that it has more time to spend, and
+        # that it is time to write to the disk.
         for listener in self._loop.listeners:
             listener._last_end += pause
+            if listener is not self._scope._watch:
+                listener._began += pause
+        for clock in (self._scope._watch._pulses, self._scope._archive):
+            clock._flushed += pause
         self._scope._judge_from += pause
 
     def close(self) -> float:
