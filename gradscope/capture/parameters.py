@@ -236,6 +236,7 @@ class ParameterProbe:
         for samples in self._groups:
             samples.turn()
         self._remembers = True
+        self._with_gradient = []
         return masks
 
     def forget(self) -> None:

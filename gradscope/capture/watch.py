@@ -14,23 +14,19 @@ from torch.optim.optimizer import Optimizer
 from gradscope.capture.blackbox import BlackBox
 from gradscope.capture.describe import Description
 from gradscope.capture.ensemble import Ensemble
-from gradscope.capture.frames import FrameMaker
 from gradscope.capture.graph import Graph
 from gradscope.capture.graph import reaches
 from gradscope.capture.holdings import Holdings
 from gradscope.capture.holdings import tensors_of
 from gradscope.capture.hooks import ForwardHooks
-from gradscope.capture.instruments.panel import Panel
-from gradscope.capture.instruments.standard import instruments
 from gradscope.capture.modules import ModuleProbe
-from gradscope.capture.parameters import ParameterProbe
-from gradscope.capture.probe.probe import Probe
 from gradscope.capture.pulses import PulseMaker
 from gradscope.capture.pulses import host_value
 from gradscope.capture.quiet import MOST_STEPS
 from gradscope.capture.quiet import QuietStep
 from gradscope.capture.quiet import QuietSteps
 from gradscope.capture.quiet import rate_of
+from gradscope.capture.sampled import SampledSteps
 from gradscope.capture.schedule import Governor
 from gradscope.capture.sink import Sink
 from gradscope.capture.steps import LOOP
@@ -39,11 +35,8 @@ from gradscope.records import Frame
 from gradscope.records import Origin
 from gradscope.records import RunInfo
 
-GRAPHS_DENSE = 3  # sampled steps whose graphs are read from the start, then one in GRAPHS_EVERY
-GRAPHS_EVERY = 25
 BACKWARDS_WITHOUT_STEP = 100  # backward calls after which a loop that never steps an optimizer is taken note of
 STRANGE_STEPS = 3  # steps of an optimizer without our parameters, before the first with them, that are taken for ours
-HOOK_SECONDS = 1.5e-6  # what torch takes to call one hook, which the hook itself cannot see
 
 
 @final
@@ -68,19 +61,18 @@ class Watch:
         self._mailbox = Mailbox()
         self._hooks = ForwardHooks(guard)
         self._modules = ModuleProbe(model, include, exclude, self._hooks, guard)
-        self._panel = Panel(instruments(model, self._modules, self._hooks, guard))
-        self._frames = FrameMaker(self._modules, self._mailbox, self._take_frame)
         self._pulses = PulseMaker(self._mailbox, self._take_pulse)
         self._description = Description(info)
         self._holdings = Holdings(model, self._modules, self._description)
-        self._probe = Probe(self._hooks, enabled=probe)
+        self._sampled = SampledSteps(
+            model, self._description, self._hooks, self._modules, self._holdings, self._mailbox, self._take_frame, guard,
+            probe=probe,
+        )  # fmt: skip
         self._blackbox = BlackBox(model, self._modules, self._put_down)
         self._quiet: QuietSteps | None = None  # who listens in our place
         self._was_plain = False  # whether the last step had one backward call, with no loss scale
         self._urgent = False  # whether the step's end is to be on the disk at once
-        self._sampling = False
         self._attentive = True  # whether this step is sampled, or its gradient norm taken
-        self._samples = 0
         self._step = 0
         self._own_seconds = 0.0
         self._probing = 0.0  # of these, what a probe after the last step took
@@ -106,9 +98,7 @@ class Watch:
         self._stopped = True
         self._rouse()
         LOOP.leave(self)
-        self._hooks.switch_off()
-        self._panel.switch_off()
-        self._probe.release()
+        self._sampled.leave()
         try:
             self.settle()
         finally:
@@ -175,7 +165,7 @@ class Watch:
             self._rouse()
             parameters = self._holdings.parameters()
             self._take_norm(parameters.tensors)
-            if self._sampling:
+            if self._sampled.on:
                 parameters.take_gradients()
             self._manual = True
             self._own_seconds += perf_counter() - started
@@ -218,9 +208,9 @@ class Watch:
 
     def _account(self, learning_rate: float, *, seconds: float, own: float, foreign: bool = False) -> bool:
         """Close the books on a step; whether the next one is sampled."""
-        self._pulses.end(self._step, learning_rate, seconds=seconds, own=own, sampled=self._sampling, foreign=foreign)
+        self._pulses.end(self._step, learning_rate, seconds=seconds, own=own, sampled=self._sampled.on, foreign=foreign)
         probing, self._probing = self._probing, 0.0
-        sampled = self._governor.after(self._step, seconds=seconds - probing, own=own - probing, sampled=self._sampling)
+        sampled = self._governor.after(self._step, seconds=seconds - probing, own=own - probing, sampled=self._sampled.on)
         self._step += 1
         return sampled
 
@@ -243,26 +233,26 @@ class Watch:
         if self._ensemble.playing and first:
             self._ensemble.give_up()
             self._finish(learning_rate=float("nan"))
-        if self._sampling and not self._begun:
+        if self._sampled.on and not self._begun:
             self._holdings.follow_changes()
         parameters = self._holdings.parameters()
         first = first or not self._begun or parameters.cleared  # with its gradients, an earlier loss was thrown away
         self._begun = True
         if first:
             self._pulses.restart()  # what came before another model's step was that model's loss
-        if self._sampling and first:
+        if self._sampled.on and first:
             parameters.take_carried()
             if not self._description.has_optimizer:  # none may come: then the step lies between two backward calls
-                self._take_before(parameters)
-        graph = Graph(loss) if self._reading_graph and loss.grad_fn is not None else None
+                self._sampled.take_before(thorough=self._governor.thorough)
+        graph = self._sampled.graph(loss)
         ours = self._is_ours(loss, graph)
-        if self._sampling and ours:
-            self._panel.before_backward(loss, graph)
+        if self._sampled.on and ours:
+            self._sampled.before_backward(loss, graph)
         self._pulses.backward(loss, ours=ours)
         if ours and self._pulses.is_broken and self._pulses.loss_scale is None:  # else its scaler lowers the scale
             self._blackbox.loss(loss, self._step)
-        if self._sampling and ours:
-            self._probe.before_backward(loss, self._pulses.loss_scale, first=first)
+        if self._sampled.on and ours:
+            self._sampled.probe.before_backward(loss, self._pulses.loss_scale, first=first)
         self._unstepped += ours
         self._modules.keep_last |= self._pulses.loss_scale is not None
         if self._unstepped >= BACKWARDS_WITHOUT_STEP and not self._manual and not self._description.has_optimizer:
@@ -275,11 +265,10 @@ class Watch:
             self._pulses.norm(None)
         if not self._in_closure:
             self._take_norm(tensors_of(optimizer))
-        if self._sampling:
-            self._panel.before_step(optimizer)
-            self._probe.before_step(optimizer)
+        if self._sampled.on:
+            self._sampled.before_step(optimizer)
             if not follows:
-                self._take_before(self._holdings.parameters())
+                self._sampled.take_before(thorough=self._governor.thorough)
 
     def _after_own_step(self, optimizer: Optimizer, names: tuple[str, ...]) -> bool:
         """Whether the training's step has ended with this optimizer's."""
@@ -290,10 +279,10 @@ class Watch:
             return False
         if self._attentive and self._in_closure:
             self._take_norm(tensors_of(optimizer))
-            if self._sampling:
+            if self._sampled.on:
                 self._holdings.parameters().take_gradients()
-        if self._sampling:
-            self._panel.after_step(optimizer)
+        if self._sampled.on:
+            self._sampled.after_step(optimizer)
         return self._ensemble.add(optimizer, names)
 
     def _after_strange_step(self, optimizer: Optimizer) -> bool:
@@ -301,8 +290,8 @@ class Watch:
         others = [listener for listener in LOOP.listeners if isinstance(listener, Watch) and listener is not self]
         if self._description.has_optimizer or any(other.owns_some_of(optimizer) for other in others):
             self._description.share_process()
-            if self._sampling and self._modules.gradient_seen:
-                self._modules.start_step()  # what ran so far was for the other step
+            if self._sampled.on:
+                self._sampled.start_afresh()
             return False
         self._strange_steps += 1
         if self._strange_steps < STRANGE_STEPS or not self._pulses.backwards:
@@ -310,19 +299,14 @@ class Watch:
         self._description.optimizer(optimizer, (), strangers=self._holdings.strangers(optimizer))
         return True
 
-    def _take_before(self, parameters: ParameterProbe) -> None:
-        parameters.take_before()
-        if self._governor.thorough:
-            parameters.weigh()
-
     def _take_norm(self, tensors: list[torch.Tensor]) -> None:
-        if self._sampling or self._governor.wants_norm(self._step):
+        if self._sampled.on or self._governor.wants_norm(self._step):
             started = perf_counter()
             parameters = self._holdings.parameters()
             found = parameters.gradient_norm(tensors)
             norm = host_value(found) if found is not None else None
             self._pulses.norm(norm)
-            if not self._sampling:
+            if not self._sampled.on:
                 parameters.forget_norms()
             self._governor.norm_took(perf_counter() - started)
             if isinstance(norm, float) and not math.isfinite(norm):
@@ -343,11 +327,11 @@ class Watch:
         """The step is over: send off what it showed, and decide about the next."""
         started = perf_counter()
         self._tell()  # before the frame that it explains
-        if self._sampling:
-            self._make_frame()
+        if self._sampled.on:
+            self._sampled.make_frame(self._step, self._ensemble.parameters, self._pulses)
         self._ensemble.end_step()
         now = perf_counter()
-        own = self._own_seconds + self._hooks.seconds + self._hooks.calls * HOOK_SECONDS + (now - started)
+        own = self._own_seconds + self._sampled.seconds + (now - started)
         seconds = now - self._last_end
         if self._unstepped >= BACKWARDS_WITHOUT_STEP and not self._description.has_optimizer:
             self._pulses.backwards = self._unstepped
@@ -355,8 +339,9 @@ class Watch:
         sampled_next = self._account(learning_rate, seconds=seconds, own=own, foreign=foreign)
         self._last_end = now
         self._own_seconds = 0.0
-        if self._sampling:
-            self._look_closer(self._step - 1, learning_rate)
+        if self._sampled.on:
+            self._probing = self._sampled.look_closer(self._step - 1, learning_rate)
+            self._governor.owe(self._probing)
         self._begin_step(sampled=sampled_next)
         self._mailbox.poll()
         self._sink.step_done()
@@ -365,83 +350,27 @@ class Watch:
             self._sink.flush()
         self._own_seconds += perf_counter() - now
 
-    def _look_closer(self, step: int, learning_rate: float) -> None:
-        """Let the step-quality probe look at the step that has ended."""
-        if not self._probe.holds:
-            return
-        started = perf_counter()
-        found = None
-        if self._probe.wants(step, self.info):  # no hook of ours is on while it replays; the next step switches them on again
-            self._hooks.switch_off()
-            self._panel.switch_off()
-            found = self._probe.measure(step, learning_rate, self.info)
-        self._description.probed(self._probe.sentence, found)
-        self._probing = perf_counter() - started
-        self._governor.owe(self._probing)
-
-    def _make_frame(self) -> None:
-        parameters = self._holdings.parameters()
-        if not parameters.has_gradients:
-            parameters.take_gradients()
-        parameters.take_after()
-        stepped = self._ensemble.parameters or {site.path for site in parameters.sites}
-        scale, seen = self._pulses.loss_scale, self._pulses.scale_seen
-        self._frames.make(self._step, parameters, stepped, self._panel, loss_scale=scale, scale_seen=seen)
-        self._samples += 1
-
     def _begin_step(self, *, sampled: bool) -> None:
         sampled = sampled and not self._stopped and self._model() is not None
         self._attentive = sampled or self._governor.wants_norm(self._step) or not self._description.has_optimizer
         self._begun = False
         self._unstepped = 0
-        if not sampled and not self._sampling:
-            return
         if sampled:
-            self._modules.start_step()
-            self._modules.reading_graph = self._reads_graph_next()
-            self._panel.start_step()
-            self._hooks.start_step()
-            self._hooks.switch_on()
-            self._probe.begin_step(self._model(), self._step, sampled=True)
-        else:
-            self._hooks.switch_off()
-            self._panel.switch_off()
-            self._probe.release()
-            self._hooks.start_step()
-        known = self._holdings.known
-        if known is not None and sampled:
-            known.choose(all_of_them=self._governor.thorough)
-        elif known is not None:
-            known.forget()
-        self._sampling = sampled
+            self._sampled.begin(self._step, thorough=self._governor.thorough)
+        elif self._sampled.on:
+            self._sampled.leave()
 
     # -- what is known
-
-    @property
-    def _reading_graph(self) -> bool:
-        return self._sampling and self._modules.reading_graph
-
-    def _reads_graph_next(self) -> bool:
-        return self._samples < GRAPHS_DENSE or self._samples % GRAPHS_EVERY == 0
 
     def _is_ours(self, loss: torch.Tensor, graph: Graph | None) -> bool:
         """Whether a loss reaches the model; where nothing else trains in the loop, asked only where the graph is read."""
         if graph is not None:
-            return self._read(graph)
+            return self._sampled.read(graph)
         alone = LOOP.has_one_listener and not self.info.shared_process
         return alone or loss.grad_fn is None or reaches(loss.grad_fn, self._holdings.parameters().ids)
 
-    def _read(self, graph: Graph) -> bool:
-        """Read the graph of a loss; whether it reaches the model at all."""
-        model = self._model()
-        if model is None:
-            return True
-        reaches = self._description.graph(graph, model, self._modules.slots, ungraded=self._modules.cuts)
-        self._frames.learn({m.path: (m.type, m.activation) for m in self.info.modules})
-        return reaches
-
     def _take_frame(self, frame: Frame) -> None:
-        self._probe.frame(frame, self.info)
+        self._sampled.probe.frame(frame, self.info)
         self._blackbox.frame(frame)
         self._sink.frame(frame)
 
@@ -449,7 +378,7 @@ class Watch:
         if alarming:
             self._governor.alarm()
             self.alarmed = True
-        self._probe.pulse(row, alarming=alarming)
+        self._sampled.probe.pulse(row, alarming=alarming)
         self._sink.pulse(row)
         origin = self._blackbox.pulse(row, self.info)
         if origin is not None:  # not put down from here: this may be a flush

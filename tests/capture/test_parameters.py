@@ -261,3 +261,15 @@ def test_a_model_of_one_number():
     assert seen.field("loss") == pytest.approx([6.0, 5.1])
     assert seen.field("gradient_norm") == pytest.approx([3.0, 3.0])
     assert seen.get("update.ratio", "a", step=0) == pytest.approx(0.15)
+
+
+def test_gradients_of_one_step_do_not_stand_for_the_next():
+    weight = torch.nn.Parameter(torch.ones(3, 4))
+    probe = ParameterProbe({"weight": weight})
+    weight.grad = torch.ones(3, 4)
+    probe.take_before()
+    probe.take_after()
+    assert probe.has_gradients
+    tables, masks = probe.tables(), probe.masks({"weight"})
+    assert probe.columns([table.numpy() for table in tables], masks)["weight_gradient.norm"] == pytest.approx(12**0.5)
+    assert not probe.has_gradients
