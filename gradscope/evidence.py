@@ -165,6 +165,20 @@ def usual_rate(timeline: Timeline) -> float:
     return median_of(rates[rates > 0])
 
 
+def peak_rate(timeline: Timeline) -> float:
+    """The largest learning rate of the run; 0 where none is known."""
+    rates = timeline.pulse("learning_rate")
+    return float(np.max(rates[np.isfinite(rates)], initial=0.0))
+
+
+def rates_at(timeline: Timeline, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """The learning rate at these steps, NaN where it is not known."""
+    known = timeline.pulse("step")
+    places = np.minimum(np.searchsorted(known, steps), max(len(known) - 1, 0))
+    rates = timeline.pulse("learning_rate")[places]
+    return np.where((known[places] == steps) & (rates > 0), rates, np.nan)
+
+
 def stuck(timeline: Timeline, steps: int, *, level: float = 0.9) -> bool:
     """Whether the last ``steps`` losses all along stood at the best constant prediction's, where that is known."""
     known = timeline.known_baseline

@@ -25,6 +25,13 @@ def theil_sen(values: Floats) -> float:
     return float(np.median((y[j] - y[i]) / (index[j] - index[i])))
 
 
+def geometric(values: Floats) -> tuple[float, float]:
+    """Growth a step of a positive series' logarithm, and the standard deviation from the line that has it (least squares)."""
+    logs, places = np.log(values), np.arange(len(values))
+    slope, offset = np.polyfit(places, logs, 1)
+    return float(slope), float(np.std(logs - slope * places - offset))
+
+
 def falls(values: Floats, *, z: float = 1.645) -> bool:
     """Whether the series goes down, by the one-sided Mann-Kendall test (p < 0.05 at the default ``z``)."""
     y = np.asarray(values, dtype=np.float64)

@@ -259,7 +259,7 @@ class Operations(TorchDispatchMode):
         frame = sys._getframe()
         while frame is not None:
             if "gradscope/capture/" in frame.f_code.co_filename:
-                if frame.f_code.co_name != "host_value":  # asks whether the number is on the host before it reads it
+                if frame.f_code.co_name != "number_at_hand":  # asks whether the number is on the host before it reads it
                     self.found.append(func.overloadpacket._qualified_op_name)
                 break
             frame = frame.f_back

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gradscope.trends import falls
+from gradscope.trends import geometric
 from gradscope.trends import lasting
 from gradscope.trends import median_of
 from gradscope.trends import smoothed
@@ -175,3 +176,10 @@ def test_the_median_is_of_what_is_finite():
     assert median_of(np.array([NAN, 1.0, INF, 2.0, 6.0, -INF])) == 2.0
     assert math.isnan(median_of(np.array([NAN, INF])))
     assert math.isnan(median_of(np.array([])))
+
+
+def test_geometric_growth_has_its_factor_and_no_stray():
+    slope, stray = geometric(np.array([3.0 * 1.5**i for i in range(10)]))
+    assert slope == pytest.approx(math.log(1.5))
+    assert stray == pytest.approx(0, abs=1e-9)
+    assert geometric(np.array([1.0, 9.0, 1.0, 9.0]))[1] > 0.5

@@ -17,6 +17,7 @@ from gradscope.capture.losses import read_losses
 from gradscope.capture.modules import Slot
 from gradscope.capture.roles import describe_modules
 from gradscope.capture.roles import describe_parameters
+from gradscope.capture.transfer import number_at_hand
 from gradscope.records import LossInfo
 from gradscope.records import ModuleInfo
 from gradscope.records import OptimizerInfo
@@ -186,6 +187,6 @@ def _settings(optimizer: Optimizer) -> dict[str, float]:
     if isinstance(betas, tuple | list) and len(betas) == 2 and all(isinstance(beta, float) for beta in betas):
         plain.update(beta1=betas[0], beta2=betas[1])
     rate = group.get("lr")
-    if isinstance(rate, torch.Tensor) and rate.device.type == "cpu":
-        plain["lr"] = float(rate)
+    if isinstance(rate, torch.Tensor) and (number := number_at_hand(rate)) is not None:
+        plain["lr"] = number
     return {k: v for k, v in plain.items() if k in ("lr", "momentum", "dampening", "beta1", "beta2", "eps", "weight_decay")}

@@ -16,6 +16,7 @@ from gradscope.capture.graph import saved_tensor
 from gradscope.capture.graph import short_name
 from gradscope.capture.graph import source_of
 from gradscope.capture.pulses import is_loss_scale
+from gradscope.capture.transfer import number_at_hand
 
 FUSED = {
     "NllLoss": "nll", "NllLoss2D": "nll", "MseLoss": "mse", "SmoothL1Loss": "smooth_l1", "HuberLoss": "smooth_l1",
@@ -302,11 +303,12 @@ def _operand(handle: Any, name: str) -> torch.Tensor | float | None:
 def _times(path: _Path, factor: torch.Tensor | float | None, *, inverse: bool) -> _Path:
     if isinstance(factor, torch.Tensor) and factor.numel() != 1:
         return replace(path, factor=math.nan, masked=True)
-    if isinstance(factor, torch.Tensor) and factor.device.type != "cpu":
-        return replace(path, scales=(*path.scales, (factor.detach().reshape(()), inverse)))
     if factor is None:
         return replace(path, factor=math.nan)
-    value = _number(factor)
+    value = number_at_hand(factor)
+    if value is None and isinstance(factor, torch.Tensor):
+        return replace(path, scales=(*path.scales, (factor.detach().reshape(()), inverse)))
+    value = math.nan if value is None else value
     if isinstance(factor, torch.Tensor) and may_be_loss_scale(factor) and is_loss_scale(value):
         return path
     if not inverse:
@@ -319,10 +321,6 @@ def may_be_loss_scale(factor: torch.Tensor) -> bool:
     return factor.dtype is torch.float32 and factor.dim() == 0
 
 
-def _number(value: torch.Tensor | float) -> float:
-    return float(value.detach().double().numpy().reshape(())) if isinstance(value, torch.Tensor) else value
-
-
 def constant_factor(name: str, handle: Any) -> float | None:
     """The number on the host that a node multiplies its operand with, if that is all it does."""
     if name not in ("Mul", "Div") or handle.next_functions[0][0] is None:
@@ -330,7 +328,7 @@ def constant_factor(name: str, handle: Any) -> float | None:
     if len(handle.next_functions) > 1 and handle.next_functions[1][0] is not None:
         return None
     other = _operand(handle, "other")
-    if other is None or (isinstance(other, torch.Tensor) and (other.numel() != 1 or other.device.type != "cpu")):
+    value = number_at_hand(other) if other is not None else None
+    if value is None:
         return None
-    value = _number(other)
     return value if name == "Mul" else (1 / value if value else None)

@@ -15,6 +15,7 @@ import torch
 from gradscope.capture.graph import saved_tensor
 from gradscope.capture.transfer import Arrays
 from gradscope.capture.transfer import Mailbox
+from gradscope.capture.transfer import number_at_hand
 
 BATCH = 16  # steps whose scalars are brought to the host at once
 MOST_SECONDS = 1.0  # after which those of fewer are: what a crash may cost
@@ -183,12 +184,14 @@ def _both(norm: torch.Tensor | float | None, other: torch.Tensor | float | None)
 
 def kept_loss(loss: torch.Tensor) -> torch.Tensor | float:
     """A copy, as the user may go on to change the loss in place; its value where that is at hand without waiting."""
-    return host_value(loss) if loss.is_cpu else loss.detach().clone()
+    number = number_at_hand(loss)
+    return loss.detach().clone() if number is None else number
 
 
 def host_value(scalar: torch.Tensor) -> torch.Tensor | float:
     """A number where the tensor is on the host: kept as a tensor it would hold a place amid the training's memory."""
-    return float(scalar.item()) if scalar.is_cpu else scalar
+    number = number_at_hand(scalar)
+    return scalar if number is None else number
 
 
 def _jumps(value: float, recent: deque[float]) -> bool:

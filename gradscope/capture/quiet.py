@@ -20,6 +20,7 @@ from torch.optim.optimizer import Optimizer
 from gradscope.capture.pulses import kept_loss
 from gradscope.capture.steps import LOOP
 from gradscope.capture.steps import Listener
+from gradscope.capture.transfer import number_at_hand
 
 MOST_STEPS = 8
 MOST_SECONDS = 0.5  # what a stretch may hold back from the record
@@ -102,7 +103,6 @@ class QuietSteps:
 
 def rate_of(optimizer: Optimizer) -> float:
     """The largest of the groups'; NaN where one is a tensor on an accelerator, which reading would wait for."""
-    rates = [group.get("lr", float("nan")) for group in optimizer.param_groups]
-    if any(isinstance(rate, torch.Tensor) and rate.device.type != "cpu" for rate in rates):
-        return float("nan")
-    return max((float(rate) for rate in rates), default=float("nan"))
+    rates = [number_at_hand(group.get("lr", math.nan)) for group in optimizer.param_groups]
+    known = [rate for rate in rates if rate is not None]
+    return max(known, default=math.nan) if len(known) == len(rates) else math.nan

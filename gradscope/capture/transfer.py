@@ -71,6 +71,13 @@ class Mailbox:
         letter.deliver(letter.unpack(letter.host))
 
 
+def number_at_hand(value: torch.Tensor | float) -> float | None:
+    """A number, or a tensor's only element where it is on the host; None where to read it would wait for a device."""
+    if not isinstance(value, torch.Tensor):
+        return float(value)
+    return float(value.item()) if value.is_cpu and value.numel() == 1 else None
+
+
 def _to_host(flat: torch.Tensor) -> torch.Tensor:
     if flat.device.type == "cpu":
         return flat

@@ -16,6 +16,7 @@ from gradscope.evidence import gravity
 from gradscope.evidence import named
 from gradscope.evidence import owners
 from gradscope.evidence import parameter_names
+from gradscope.evidence import peak_rate
 from gradscope.evidence import usual_rate
 from gradscope.evidence import warming_up
 from gradscope.evidence import works
@@ -117,7 +118,7 @@ class Bf16StalledUpdates(Rule):
 
     def _full_rate(self, timeline: Timeline) -> npt.NDArray[np.bool_]:
         rates, known = timeline.pulse("learning_rate"), timeline.pulse("step")
-        peak = float(np.max(rates[np.isfinite(rates)], initial=0.0))
+        peak = peak_rate(timeline)
         low = known[~(rates >= self.least_of_peak * peak) | (rates == 0)]
         return ~np.isin(timeline.steps, low)
 

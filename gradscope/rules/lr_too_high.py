@@ -18,12 +18,15 @@ from gradscope.depth import plain
 from gradscope.depth import step_sizes
 from gradscope.evidence import gravity
 from gradscope.evidence import overshoot
+from gradscope.evidence import peak_rate
+from gradscope.evidence import rates_at
 from gradscope.records import Hit
 from gradscope.records import Remedy
 from gradscope.records import Severity
 from gradscope.records import StepQuality
 from gradscope.rule import Rule
 from gradscope.timeline import Timeline
+from gradscope.trends import geometric
 
 
 @dataclass(frozen=True)
@@ -220,7 +223,7 @@ class LrTooHigh(Rule):
         if onset is None or (self._rise(timeline) > self.rise and np.isfinite(timeline.loss).all()):
             return None
         rows = np.flatnonzero(timeline.steps < onset)[-3:]
-        raised = _rates_of(timeline, np.array([onset - 1])) / _rates_of(timeline, timeline.steps[rows])
+        raised = rates_at(timeline, np.array([onset - 1])) / rates_at(timeline, timeline.steps[rows])
         expected = sizes.copy()  # steps grow with the learning rate, which is known also where no frame was taken
         expected[rows] *= np.where(raised > self.raised, raised, 1.0)
         found = self._overshoot(timeline, expected, rows, onset, f"training blew up at step {onset}, to a loss of {{worst}}")
@@ -268,9 +271,8 @@ class LrTooHigh(Rule):
         norms = timeline.pulse("gradient_norm")[timeline.pulse("backwards") > 0][:count]
         if count < 6 or timeline.several_objectives or not (norms[[0, -1]] > 0).all() or not np.isfinite(norms[[0, -1]]).all():
             return None
-        logs = np.log(timeline.loss[:count])
-        slope, offset = np.polyfit(np.arange(count), logs, 1)
-        total, stray = slope * (count - 1), float(np.std(logs - slope * np.arange(count) - offset))
+        slope, stray = geometric(timeline.loss[:count])
+        total = slope * (count - 1)
         carried_over = math.log(norms[-1] / norms[0]) / total if total > 0 else 0.0
         rows = np.flatnonzero(timeline.steps < timeline.loss_steps[count - 1])
         if total < math.log(self.growth) or stray > 0.15 * total or not 0.25 <= carried_over <= 1.25:
@@ -325,17 +327,14 @@ class LrTooHigh(Rule):
         carried = (timeline.column("weight_gradient.carried")[seen] > 0).any()
         if carried or (timeline.column("input.nonfinite")[seen] > 0).any():
             return True
-        rates = timeline.pulse("learning_rate")
-        rate = float(np.max(rates[np.isfinite(rates)], initial=0.0))
-        return (
-            rate * max((o.settings.get("weight_decay", 0.0) for o in timeline.info.optimizers), default=0.0) > self.large_step
-        )
+        decay = max((o.settings.get("weight_decay", 0.0) for o in timeline.info.optimizers), default=0.0)
+        return peak_rate(timeline) * decay > self.large_step
 
     def _hit(self, timeline: Timeline, sizes: npt.NDArray[np.float64], found: _Overshoot) -> Hit:
         row = int(found.rows[0])
         first = int(timeline.steps[row]) if found.raised == 1 else found.step - 1
         size = float(sizes[row]) * found.raised
-        rate = float(_rates_of(timeline, np.array([first]))[0])
+        rate = float(rates_at(timeline, np.array([first]))[0])
         better = self._better(rate, sizes[found.rows[:5]] * found.raised)
         if found.probe is not None and math.isfinite(found.probe.overshoot):
             rate = found.probe.learning_rate
@@ -382,14 +381,6 @@ class LrTooHigh(Rule):
         finite = sizes[np.isfinite(sizes)]
         factor = self.good_step / float(np.median(finite)) if len(finite) else 1e-3
         return one_digit(rate * min(factor, self.least_cut))
-
-
-def _rates_of(timeline: Timeline, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """The learning rate at these steps, NaN where it is not known."""
-    known = timeline.pulse("step")
-    places = np.minimum(np.searchsorted(known, steps), max(len(known) - 1, 0))
-    rates = timeline.pulse("learning_rate")[places]
-    return np.where((known[places] == steps) & (rates > 0), rates, np.nan)
 
 
 def _share(size: float) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from gradscope.depth import one_digit
 from gradscope.depth import plain
 from gradscope.evidence import matrices
+from gradscope.evidence import peak_rate
 from gradscope.evidence import warming_up
 from gradscope.records import Hit
 from gradscope.records import Remedy
@@ -124,8 +125,7 @@ class LrTooLow(Rule):
         return not gradient >= self.least_gradient * weight
 
     def _hit(self, timeline: Timeline, ratios: np.ndarray, ratio: float) -> Hit:
-        rates = timeline.pulse("learning_rate")
-        rate = float(np.max(rates[np.isfinite(rates)], initial=0.0))
+        rate = peak_rate(timeline)
         better = one_digit(rate * min(self.good_ratio / ratio, self.most_raise)) if ratio > 0 else 0.0
         places = np.flatnonzero(np.isfinite(ratios))
         names = [timeline.parameters[timeline.schema.parameters[i].path].module for i in places]

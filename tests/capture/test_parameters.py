@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from gradscope.capture.parameters import ParameterProbe
 from tests.capture.watching import watching
 from tests.models import mlp
 from tests.models import regress

@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from tests.zoo import data
+from tests.zoo import tasks
 from tests.zoo.models import convnet
 from tests.zoo.models import he
 from tests.zoo.models import mlp
@@ -109,16 +110,7 @@ def two_optimizers_on_one_model(watch: Watch) -> Outcome:
     model = mlp(20, 64, 64, 10)
     optimizers = [torch.optim.SGD(model[0].parameters(), lr=0.05), torch.optim.Adam(model[2:].parameters(), lr=1e-3)]
     watch(model)
-    losses = []
-    for inputs, labels in data.batches(x, y, steps=250):
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss = functional.cross_entropy(model(inputs), labels)
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        losses.append(float(loss.detach()))
-    return Outcome(tuple(losses))
+    return tasks.together(model, optimizers, data.batches(x, y, steps=250))
 
 
 def frozen_batchnorm_finetuning(watch: Watch) -> Outcome:

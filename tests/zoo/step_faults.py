@@ -80,15 +80,7 @@ def two_optimizers_one_too_fast(watch: Watch, faulty: bool) -> Outcome:
         torch.optim.SGD(model[:4].parameters(), lr=5.0 if faulty else 0.05, momentum=0.9),
         torch.optim.Adam(model[4:].parameters(), lr=1e-3),
     ]
-    losses = []
-    for inputs, labels in data.batches(x, y, steps=200):
-        model.zero_grad()
-        loss = functional.cross_entropy(model(inputs), labels)
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        losses.append(float(loss.detach()))
-    return Outcome(tuple(losses))
+    return tasks.together(model, optimizers, data.batches(x, y, steps=200))
 
 
 def rate_tiny(watch: Watch, faulty: bool) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from tests.zoo import data
+from tests.zoo.program import Batches
 from tests.zoo.program import Loss
 from tests.zoo.program import Outcome
 from tests.zoo.program import Watch
@@ -90,3 +92,17 @@ def regress(
     x, y = data.taught()
     batches = data.batches(x, scale * y + offset, steps=steps)
     return fit(watch, model, batches, loss, optimizer(model.parameters(), lr=lr))
+
+
+def together(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], batches: Batches) -> Outcome:
+    """A classifier whose parameters several optimizers share; each steps once a batch."""
+    losses = []
+    for inputs, labels in batches:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss = functional.cross_entropy(model(inputs), labels)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        losses.append(float(loss.detach()))
+    return Outcome(tuple(losses))

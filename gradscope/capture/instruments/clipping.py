@@ -24,6 +24,7 @@ from gradscope.capture.instruments.instrument import Instrument
 from gradscope.capture.instruments.instrument import Reading
 from gradscope.capture.pulses import is_loss_scale
 from gradscope.capture.pulses import loss_scale_of
+from gradscope.capture.transfer import number_at_hand
 from gradscope.records import Array
 from gradscope.records import Site
 
@@ -150,7 +151,7 @@ class Clipping(Instrument):
         calls = self._late if self._backwards else self._early
         call = _Call(
             norm=norm.detach() if type(norm) is torch.Tensor and norm.numel() == 1 else None,
-            limit=_number(limit),
+            limit=float("nan") if (known := number_at_hand(limit)) is None else known,
             place=NO_GRADIENT if not there else IN_PLACE if self._backwards else TOO_LATE,
             parameters=tuple(parameters) if self._scale is not None else (),
         )
@@ -213,9 +214,3 @@ def _tightest(norms: Sequence[float], limits: Sequence[float]) -> int:
 def _is_scaled(clipped: float, scale: float, used: float) -> bool:
     """Whether the norm that clipping left is nearer to ``scale`` times the norm that the optimizer used than to that norm."""
     return is_loss_scale(scale) and 0 < used < float("inf") and clipped > scale**0.5 * used
-
-
-def _number(limit: Any) -> float:
-    if isinstance(limit, torch.Tensor):  # to read it from an accelerator would wait
-        return float(limit) if limit.device.type == "cpu" and limit.numel() == 1 else float("nan")
-    return float(limit)
