@@ -211,6 +211,7 @@ def test_memory_does_not_grow_with_the_steps(tmp_path):
         scope.report()
         tensors, objects = live_tensors(), len(gc.get_objects())
         run(270)
+        scope.report()
         assert live_tensors() <= tensors  # other tests may leave some that go meanwhile
         assert sum(ref() is not None for ref in outputs) <= 1  # the loop's own last one
         columns = len(scope._archive.frames[-1].columns)

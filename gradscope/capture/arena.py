@@ -9,6 +9,7 @@ from typing import final
 import torch
 
 from gradscope.capture.sampling import ELEMENTS
+from gradscope.capture.sampling import GRID
 from gradscope.capture.sampling import MOST_BATCH
 from gradscope.capture.sampling import SAMPLES
 from gradscope.capture.sampling import UNITS
@@ -21,63 +22,114 @@ _SMALLEST = 1e-38  # keeps a row of zeros from dividing by zero
 _TAME = (1e-15, 1e17)  # magnitudes whose squares neither vanish nor overflow in a sum of ELEMENTS
 _CHUNK_ON_CPU = 128  # rows: 512 KiB, which stay in the second cache while they are reduced
 _CHUNK_ELSEWHERE = 1024
+_FEWEST_ROWS = 16
+_FIRST = range(1)
 
 TENSOR_STATISTICS = ("mean", "rms", "absmax", "signal", "nonfinite", "zero", "saturated", "active_low", "active_high")
 
 
 @final
 class Arena:
-    """Rows of ELEMENTS float32 on one device. A row is filled by ``gather`` and stays until it is filled again."""
+    """Rows of ELEMENTS float32 on one device, each with one place or more, so that a few steps can be held back.
 
-    def __init__(self, device: torch.device) -> None:
+    A row is filled by ``gather`` at the place that ``turn_to`` chose last, and stays there until it is filled again.
+    """
+
+    def __init__(self, device: torch.device, *, places: int = 1) -> None:
         self.device = device
-        self.filled: list[bool] = []  # since the last ``clear``
-        self._batch: list[int] = []
-        self._chunk_rows = _CHUNK_ON_CPU if device.type == "cpu" else _CHUNK_ELSEWHERE
-        self._chunks: list[torch.Tensor] = []
-        self._rows: list[torch.Tensor] = []
+        # Has room for more rows than are used.
+        self._memory = torch.zeros(places, 0, ELEMENTS, dtype=torch.float32, device=device)
+        self._views: list[list[torch.Tensor]] = [[] for _ in range(places)]
+        self._grids: dict[int, list[torch.Tensor]] = {}  # by place: the same as GRID
+        self._filled: list[list[bool]] = [[] for _ in range(places)]
+        self._batches: list[list[int]] = [[] for _ in range(places)]
+        self._at_once = _CHUNK_ON_CPU if device.type == "cpu" else _CHUNK_ELSEWHERE
         self._work = torch.empty(0, ELEMENTS, dtype=torch.float32, device="cpu")  # on the CPU alone
+        self.turn_to(0)
+
+    @property
+    def rows(self) -> int:
+        return len(self._views[0])
+
+    def turn_to(self, place: int) -> None:
+        """From now on fill this place of each row."""
+        self._row, self.filled, self._batch = self._views[place], self._filled[place], self._batches[place]
+        self.place = range(place, place + 1)
 
     def add_row(self) -> int:
         """Make room for one more row and return its index."""
-        if len(self._rows) == len(self._chunks) * self._chunk_rows:
-            self._chunks.append(torch.zeros(self._chunk_rows, ELEMENTS, dtype=torch.float32, device=self.device))
-        row = len(self._rows)
-        self._rows.append(self._chunks[-1][row % self._chunk_rows])
-        self.filled.append(False)
-        self._batch.append(MOST_BATCH)
+        if self.rows == self._memory.shape[1]:
+            self._resize(max(_FEWEST_ROWS, 2 * self.rows))
+        row = self.rows
+        self._grids = {}
+        for place, views in enumerate(self._views):
+            views.append(self._memory[place, row])
+            self._filled[place].append(False)
+            self._batches[place].append(MOST_BATCH)
         return row
+
+    def _resize(self, room: int) -> None:
+        old, used = self._memory, self.rows
+        self._grids = {}
+        self._memory = torch.zeros(len(self._views), room, ELEMENTS, dtype=torch.float32, device=self.device)
+        self._memory[:, :used] = old[:, :used]
+        for place, views in enumerate(self._views):
+            views[:] = [self._memory[place, row] for row in range(used)]
 
     def gather(self, row: int, tensor: torch.Tensor, block: Block) -> None:
         """Copy the block's elements of a detached strided tensor into a row: two or three operations, no layout copied."""
         flat = tensor.as_strided(block.flat, _ONE)
         if tensor.dtype is torch.float32:
-            torch.index_select(flat, 0, block.index, out=self._rows[row])
+            torch.index_select(flat, 0, block.index, out=self._row[row])
         else:
-            self._rows[row].copy_(torch.index_select(flat, 0, block.index))
+            self._row[row].copy_(torch.index_select(flat, 0, block.index))
         self._batch[row] = block.batch
         self.filled[row] = True
 
+    def copy(self, rows: Sequence[int], views: list[torch.Tensor]) -> None:
+        """Copy views of the shape GRID into rows, all in one call."""
+        place = self.place.start
+        grids = self._grids.get(place)
+        if grids is None:
+            grids = self._grids[place] = [view.view(GRID) for view in self._row]
+        torch._foreach_copy_([grids[row] for row in rows], views)
+        for row in rows:
+            self.filled[row] = True
+            self._batch[row] = 1
+
     def clear(self) -> None:
-        self.filled = [False] * len(self.filled)
+        """Take the rows for empty, at the place that is being filled."""
+        self.filled[:] = [False] * len(self.filled)
 
-    def chunks(self) -> list[torch.Tensor]:
-        """The rows in use, in pieces of [rows, ELEMENTS]."""
-        used = len(self._rows)
-        return [c[: min(self._chunk_rows, used - i * self._chunk_rows)] for i, c in enumerate(self._chunks)]
+    def move(self, place: int, to: int) -> None:
+        """Bring what one place of the rows holds to another."""
+        self._memory[to].copy_(self._memory[place])
+        self._filled[to][:] = self._filled[place]
+        self._batches[to][:] = self._batches[place]
 
-    def statistics(self, names: Sequence[str], limits: torch.Tensor | None) -> torch.Tensor:
-        """These of TENSOR_STATISTICS of every row, float32 [names, rows], on the device. Waits for nothing.
+    def filled_at(self, places: range) -> list[list[bool]]:
+        """Which rows are filled; [places][rows]."""
+        return [list(self._filled[place]) for place in places]
+
+    def held(self, places: range) -> torch.Tensor:
+        """The rows at some places that follow one another, place after place: [places x rows, ELEMENTS]."""
+        if self.rows < self._memory.shape[1] and len(self._views) > 1:
+            self._resize(self.rows)  # else the rows of several places would have to be copied together each time
+        return self._memory[places.start : places.stop, : self.rows].reshape(-1, ELEMENTS)
+
+    def statistics(self, names: Sequence[str], limits: torch.Tensor | None, places: range = _FIRST) -> torch.Tensor:
+        """These of TENSOR_STATISTICS of every row, float32 [names, places x rows], on the device. Waits for nothing.
 
         ``limits`` is [2, rows]: centre and half-width outside of which a value counts as saturated; None where none can.
         """
+        held = self.held(places)
+        batch = [size for place in places for size in self._batches[place]]
+        repeated = None if limits is None else limits.repeat(1, len(places))
         parts = []
-        start = 0
-        for chunk in self.chunks():
-            stop = start + len(chunk)
-            part = None if limits is None else limits[:, start:stop]
-            parts.append(self._reduce(names, chunk, tuple(self._batch[start:stop]), part))
-            start = stop
+        for start in range(0, len(held), self._at_once):
+            stop = start + self._at_once
+            part = None if repeated is None else repeated[:, start:stop]
+            parts.append(self._reduce(names, held[start:stop], tuple(batch[start:stop]), part))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _reduce(
@@ -95,9 +147,10 @@ class Arena:
         found = _tame_statistics(names, x, tops, absmax, batch, limits, work)
         return torch.stack([found[name] for name in names])
 
-    def histograms(self) -> torch.Tensor:
-        """Share of each row's elements by magnitude, float32 [rows, HISTOGRAM_BINS], on the device."""
-        return torch.cat([_histogram(chunk) for chunk in self.chunks()])
+    def histograms(self, place: int = 0) -> torch.Tensor:
+        """Share of each row's elements at one place by magnitude, float32 [rows, HISTOGRAM_BINS], on the device."""
+        held = self.held(range(place, place + 1))
+        return torch.cat([_histogram(held[start : start + self._at_once]) for start in range(0, len(held), self._at_once)])
 
 
 def _picked(names: Sequence[str], table: torch.Tensor) -> torch.Tensor:

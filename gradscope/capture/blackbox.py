@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ class BlackBox:
         self._modules = modules
         self._found = found
         self._origin: Origin | None = None
-        self._frame: Frame | None = None
+        self._waiting: deque[Frame] = deque()  # for the pulses of their steps
         self._often: dict[str, np.ndarray] = {}  # kind -> sites that were not finite in frames before, and did no harm
 
     def loss(self, loss: torch.Tensor, step: int) -> None:
@@ -67,26 +68,33 @@ class BlackBox:
 
     def frame(self, frame: Frame) -> None:
         """A frame has reached the host, before the pulse of its step."""
-        if self._frame is not None and self._origin is None:
-            for kind in _WATCHED:
-                bad = self._frame.columns[f"{kind}.nonfinite"] > 0
-                before = self._often.get(kind)
-                self._often[kind] = bad | before if before is not None and len(before) == len(bad) else bad
-        self._frame = frame
+        self._waiting.append(frame)
 
     def pulse(self, row: Sequence[float], info: RunInfo) -> Origin | None:
         """A pulse has reached the host; the origin where it is new, or known better than before."""
         loss, norm = row[_LOSS], row[_NORM]
+        while self._waiting and self._waiting[0].step < row[_STEP]:
+            self._pass(self._waiting.popleft())
         if math.isfinite(loss) and not math.isinf(norm):  # nearly always
             return None
         broken = (row[_BACKWARDS] > 0 and not math.isfinite(loss)) or math.isinf(norm)
-        if not broken or self._frame is None or self._frame.step != row[_STEP]:
+        if not broken or not self._waiting or self._waiting[0].step != row[_STEP]:
             return None
+        return self._look(self._waiting[0], info, loss_is_finite=math.isfinite(loss))
+
+    def _pass(self, frame: Frame) -> None:
+        """Nothing broke at this step: what was not finite in it did no harm."""
+        for kind in _WATCHED if self._origin is None else ():
+            bad = frame.columns[f"{kind}.nonfinite"] > 0
+            before = self._often.get(kind)
+            self._often[kind] = bad | before if before is not None and len(before) == len(bad) else bad
+
+    def _look(self, frame: Frame, info: RunInfo, *, loss_is_finite: bool) -> Origin | None:
         if self._origin is None:
-            found = _in_frame(self._frame, self._often, loss_is_finite=math.isfinite(loss))
+            found = _in_frame(frame, self._often, loss_is_finite=loss_is_finite)
             return self._keep(found) if found is not None else None
-        if self._origin.step == self._frame.step and self._origin.place in ("between", "loss"):
-            return self._placed(self._origin, self._frame, info)
+        if self._origin.step == frame.step and self._origin.place in ("between", "loss"):
+            return self._placed(self._origin, frame, info)
         return None
 
     def _placed(self, origin: Origin, frame: Frame, info: RunInfo) -> Origin | None:

@@ -1,10 +1,9 @@
-"""A sampled step's rows become one frame: tables on the device, sent to the host, and put in order of the sites there."""
+"""The rows of sampled steps become frames: tables on the device, sent to the host, and put in order of the sites there."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from collections.abc import Collection
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -17,6 +16,7 @@ from gradscope.capture.arena import Arena
 from gradscope.capture.instruments.panel import Panel
 from gradscope.capture.modules import ModuleProbe
 from gradscope.capture.modules import Slot
+from gradscope.capture.parameter_tables import columns as parameter_columns
 from gradscope.capture.parameters import ParameterProbe
 from gradscope.capture.pulses import is_loss_scale
 from gradscope.capture.shelf import Shelf
@@ -47,19 +47,35 @@ class _Part:
     """The rows of one kind on one device: where each stands among the sites, and which were filled."""
 
     kind: str
-    places: tuple[tuple[int, int], ...]  # (row, site)
-    filled: tuple[bool, ...]  # by row
+    rows: list[int]
+    sites: list[int]  # of each of these rows
+    filled: list[list[bool]]  # [steps][rows]
+
+
+@dataclass(frozen=True)
+class _HeldStep:
+    """A sampled step whose numbers still lie in the arenas."""
+
+    step: int
+    loss_scale: torch.Tensor | None  # what the loss was multiplied with last, should that be a GradScaler's doing
+    scale_seen: bool  # whether it was in an earlier step
 
 
 @final
 class FrameMaker:
-    """Turns what the probes hold at the end of a sampled step into a frame, once its numbers have reached the host."""
+    """Turns what the probes hold at the end of sampled steps into frames, once its numbers have reached the host.
 
-    def __init__(self, modules: ModuleProbe, mailbox: Mailbox, deliver: Callable[[Frame], None]) -> None:
+    A few steps that follow one another are held back and reduced together: for small models what an operation costs hardly
+    depends on how many rows it is over.
+    """
+
+    def __init__(self, modules: ModuleProbe, mailbox: Mailbox, deliver: Callable[[Sequence[Frame]], None]) -> None:
         self._modules = modules
         self._mailbox = mailbox
         self._deliver = deliver
+        self._held: list[_HeldStep] = []
         self._made = 0
+        self._histograms_at = 0  # frames after which histograms are due
         self._shelf = Shelf()
         self._schema = Schema()
         self._types: dict[str, tuple[str, str | None]] = {}  # by module path: class, activation that takes its output
@@ -73,59 +89,96 @@ class FrameMaker:
             self._limits.clear()
             self._can_saturate = np.zeros(0, dtype=bool)
 
-    def make(
-        self,
-        step: int,
-        parameters: ParameterProbe,
-        stepped: Collection[str],
-        panel: Panel,
-        *,
-        loss_scale: torch.Tensor | None = None,
-        scale_seen: bool = False,
-    ) -> None:
-        """Reduce the step's rows on their devices and send them off. The probes may start on the next step at once.
+    @property
+    def held(self) -> int:
+        """Steps that are held back."""
+        return len(self._held)
 
-        ``stepped`` are the parameters whose optimizer made the step; ``loss_scale`` is what the loss was multiplied with last,
-        should that be a GradScaler's doing, and ``scale_seen`` whether it was in an earlier step.
+    def hold(self, step: int, *, loss_scale: torch.Tensor | None, scale_seen: bool) -> None:
+        """A sampled step is over; its numbers stay where they are. See ``_HeldStep``."""
+        self._held.append(_HeldStep(step, loss_scale, scale_seen))
+
+    def send(self, parameters: ParameterProbe, panel: Panel | None, *, amid: bool) -> None:
+        """Reduce the rows of the steps that are held on their devices and send them off; the places are free at once.
+
+        ``panel`` is read for the last of them; ``amid`` a step that is being made.
         """
+        steps, self._held = self._held, []
+        if not steps:
+            return
         schema = self._schema = self._current_schema(parameters, panel)
-        with_histograms = self._made < HISTOGRAMS_DENSE or self._made % HISTOGRAMS_EVERY == 0
-        self._made += 1
+        with_histograms = self._are_histograms_due(len(steps), whole=panel is not None)
         if len(self._can_saturate) != len(self._modules.slots):
             self._can_saturate = np.array([self._saturation(slot) is not None for slot in self._modules.slots], dtype=bool)
-        parts: list[_Part] = []
-        tensors: list[torch.Tensor] = []
-        for kind, slots, arenas in self._modules.by_kind():
-            for arena in arenas:
-                places = tuple((held[1], i) for i, held in enumerate(slots) if held is not None and held[0] is arena)
-                parts.append(_Part(kind, places, tuple(arena.filled)))
-                tensors.append(arena.statistics(_NAMES[kind], self._limits_of(arena) if kind == "activation" else None))
-                if with_histograms:
-                    tensors.append(arena.histograms())
-        parameter_tables = parameters.tables()
-        masks = parameters.masks(stepped)
-        readings = panel.read(schema.parameters, schema.modules)
+        parts, tensors = self._reduce(len(steps), with_histograms)
+        parameter_tables, masks = parameters.tables(), parameters.masks()
+        readings = panel.read(schema.parameters, schema.modules) if panel is not None else []
         read = [tensor for reading in readings for tensor in reading.tensors]
+        scales = [step.loss_scale for step in steps if step.loss_scale is not None]
         can_saturate = self._can_saturate
 
         def arrived(arrays: Sequence[Array]) -> None:
-            columns, histograms = _tables(schema, parts, arrays[: len(tensors)], with_histograms)
-            columns["activation.saturated"][~can_saturate] = np.nan
+            columns, histograms = _tables(schema, parts, arrays[: len(tensors)], len(steps), with_histograms=with_histograms)
+            columns["activation.saturated"][:, ~can_saturate] = np.nan
             end = len(tensors) + len(parameter_tables)
-            columns.update(parameters.columns(arrays[len(tensors) : end], masks))
+            weights, *others = arrays[len(tensors) : end]
+            columns.update(parameter_columns(weights, others[: len(steps)], others[len(steps) :], masks))
+            extra: dict[str, Array] = {}
             for reading in readings:
                 start, end = end, end + len(reading.tensors)
-                columns.update(reading.columns(arrays[start:end]))
-            if loss_scale is not None:
-                _unscale(columns, histograms, float(arrays[-1]), seen=scale_seen)
-            self._deliver(Frame(step, schema, self._shelf.put(columns), self._shelf.put(histograms)))
+                extra.update(reading.columns(arrays[start:end]))
+            _unscale(columns, histograms, steps, arrays[end:])
+            self._deliver(self._frames(schema, steps, columns, extra, histograms))
 
-        self._mailbox.send([*tensors, *parameter_tables, *read, *([] if loss_scale is None else [loss_scale])], arrived)
+        self._mailbox.send([*tensors, *parameter_tables, *read, *scales], arrived)
+        self._modules.let_go(len(steps), amid=amid)
+        parameters.let_go(amid=amid)
 
-    def _current_schema(self, parameters: ParameterProbe, panel: Panel) -> Schema:
-        inputs, modules, others = self._modules.inputs, self._modules.slots, panel.sites()
-        losses, attentions = others.get("loss", ()), others.get("attention", ())
+    def _are_histograms_due(self, steps: int, *, whole: bool) -> bool:
+        self._made += steps
+        if self._made <= HISTOGRAMS_DENSE:
+            return True
+        if whole and self._made > self._histograms_at:
+            self._histograms_at = self._made + HISTOGRAMS_EVERY - 1
+            return True
+        return False
+
+    def _reduce(self, steps: int, with_histograms: bool) -> tuple[list[_Part], list[torch.Tensor]]:
+        """The tables of the module probe's rows, one of statistics and where wanted one of histograms for each part."""
+        parts: list[_Part] = []
+        tensors: list[torch.Tensor] = []
+        places = range(steps)
+        for kind, slots, arenas in self._modules.by_kind():
+            for arena in arenas:
+                held = [(slot[1], site) for site, slot in enumerate(slots) if slot is not None and slot[0] is arena]
+                parts.append(_Part(kind, [row for row, _ in held], [site for _, site in held], arena.filled_at(places)))
+                limits = self._limits_of(arena) if kind == "activation" else None
+                tensors.append(arena.statistics(_NAMES[kind], limits, places))
+                if with_histograms:
+                    tensors.append(arena.histograms(steps - 1))
+        return parts, tensors
+
+    def _frames(
+        self,
+        schema: Schema,
+        steps: Sequence[_HeldStep],
+        columns: dict[str, Array],
+        extra: dict[str, Array],
+        histograms: dict[str, Array],
+    ) -> list[Frame]:
+        """One frame for each step; the instruments' columns and the histograms are the last one's."""
+        placed = self._shelf.put(columns)
+        frames = [Frame(held.step, schema, {name: of[i] for name, of in placed.items()}) for i, held in enumerate(steps)]
+        if extra or histograms:
+            whole = {**frames[-1].columns, **self._shelf.put(extra)}
+            frames[-1] = Frame(steps[-1].step, schema, whole, self._shelf.put(histograms))
+        return frames
+
+    def _current_schema(self, parameters: ParameterProbe, panel: Panel | None) -> Schema:
         last = self._schema
+        others = panel.sites() if panel is not None else {"loss": last.losses, "attention": last.attentions}
+        inputs, modules = self._modules.inputs, self._modules.slots
+        losses, attentions = others.get("loss", ()), others.get("attention", ())
         counted = (len(last.inputs), len(last.modules)) == (len(inputs), len(modules))
         if counted and (last.parameters, last.losses, last.attentions) == (parameters.sites, losses, attentions):
             return last  # one object for all frames of a schema: comparing and hashing it is then free
@@ -137,12 +190,12 @@ class FrameMaker:
         if not self._can_saturate.any():
             return None
         known = self._limits.get(arena)
-        if known is None or known.shape[1] != len(arena.filled):
+        if known is None or known.shape[1] != arena.rows:
             known = self._limits[arena] = self._make_limits(arena)
         return known
 
     def _make_limits(self, arena: Arena) -> torch.Tensor:
-        limits = [(0.0, float("inf"))] * len(arena.filled)
+        limits = [(0.0, float("inf"))] * arena.rows
         for slot in self._modules.slots:
             found = self._saturation(slot)
             if found is not None and slot.forward is not None and slot.forward[0] is arena:
@@ -155,43 +208,49 @@ class FrameMaker:
 
 
 def _tables(
-    schema: Schema, parts: Sequence[_Part], arrays: Sequence[Array], with_histograms: bool
+    schema: Schema, parts: Sequence[_Part], arrays: Sequence[Array], steps: int, *, with_histograms: bool
 ) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Columns [steps, sites], and the last step's histograms."""
     columns = {
-        f"{kind}.{statistic}": np.full(len(schema.sites(kind)), np.nan, dtype=np.float32)
+        f"{kind}.{statistic}": np.full((steps, len(schema.sites(kind))), np.nan, dtype=np.float32)
         for kind, names in _NAMES.items()
         for statistic in names
     }
     histograms: dict[str, Array] = {}
     each = 2 if with_histograms else 1
     for part, table, histogram in zip(parts, arrays[::each], arrays[each - 1 :: each], strict=True):
-        rows, sites = _filled(part)
-        for statistic, row in zip(_NAMES[part.kind], table, strict=True):
-            columns[f"{part.kind}.{statistic}"][sites] = row[rows]
+        filled = np.array(part.filled, dtype=bool)[:, part.rows]
+        of_steps = table.reshape(len(table), steps, -1)[:, :, part.rows]
+        for statistic, values in zip(_NAMES[part.kind], of_steps, strict=True):
+            columns[f"{part.kind}.{statistic}"][:, part.sites] = np.where(filled, values, np.float32(np.nan))
         if with_histograms:
             shares = histograms.setdefault(
                 part.kind, np.zeros((len(schema.sites(part.kind)), HISTOGRAM_BINS), dtype=np.float32)
             )
-            shares[sites] = histogram[rows]
+            shares[part.sites] = np.where(filled[-1][:, None], histogram[part.rows], np.float32(0))
     return columns, histograms
 
 
-def _unscale(columns: dict[str, Array], histograms: dict[str, Array], factor: float, *, seen: bool) -> None:
-    """Take a GradScaler's power of two back out of the gradients that its loss sent through the model."""
-    if not is_loss_scale(factor, seen=seen):
-        return
-    for statistic in ("rms", "absmax"):
-        columns[f"activation_gradient.{statistic}"] /= np.float32(factor)
-    shares = histograms.get("activation_gradient")
-    if shares is not None:
-        bins = np.clip(np.arange(HISTOGRAM_BINS) - round(math.log2(factor)), 0, HISTOGRAM_BINS - 1)
-        bins[0] = 0  # where zeros are
-        moved = np.zeros_like(shares)
-        for bin_before, bin_after in enumerate(bins):
-            moved[:, bin_after] += shares[:, bin_before]
-        histograms["activation_gradient"] = moved
+def _unscale(
+    columns: dict[str, Array], histograms: dict[str, Array], steps: Sequence[_HeldStep], scales: Sequence[Array]
+) -> None:
+    """Take a GradScaler's power of two back out of the gradients that each step's loss sent through the model."""
+    left = iter(scales)
+    for i, held in enumerate(steps):
+        factor = float(next(left)) if held.loss_scale is not None else 1.0
+        if held.loss_scale is None or not is_loss_scale(factor, seen=held.scale_seen):
+            continue
+        for statistic in ("rms", "absmax"):
+            columns[f"activation_gradient.{statistic}"][i] /= np.float32(factor)
+        if i == len(steps) - 1 and "activation_gradient" in histograms:
+            histograms["activation_gradient"] = _moved(histograms["activation_gradient"], round(math.log2(factor)))
 
 
-def _filled(part: _Part) -> tuple[list[int], list[int]]:
-    places = [(row, site) for row, site in part.places if part.filled[row]]
-    return [row for row, _ in places], [site for _, site in places]
+def _moved(shares: Array, places: int) -> Array:
+    """The histograms of values 2^places times smaller."""
+    bins = np.clip(np.arange(HISTOGRAM_BINS) - places, 0, HISTOGRAM_BINS - 1)
+    bins[0] = 0  # where zeros are
+    moved = np.zeros_like(shares)
+    for bin_before, bin_after in enumerate(bins):
+        moved[:, bin_after] += shares[:, bin_before]
+    return moved

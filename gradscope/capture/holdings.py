@@ -17,10 +17,11 @@ from gradscope.capture.parameters import ParameterProbe
 class Holdings:
     """Looks at the model when its first step begins, and again where its parameters have changed."""
 
-    def __init__(self, model: torch.nn.Module, modules: ModuleProbe, description: Description) -> None:
+    def __init__(self, model: torch.nn.Module, modules: ModuleProbe, description: Description, *, places: int) -> None:
         self._model = weakref.ref(model)
         self._modules = modules
         self._description = description
+        self._places = places
         self._parameters: ParameterProbe | None = None
         # How many tensors each optimizer holds, and which of them are ours.
         self._owned: weakref.WeakKeyDictionary[Optimizer, tuple[int, tuple[str, ...]]] = weakref.WeakKeyDictionary()
@@ -35,18 +36,23 @@ class Holdings:
         model = self._model()
         if self._parameters is None and model is not None:  # not at attach: parameters may be lazy, or still move to a device
             self._modules.refresh(model)
-            self._parameters = ParameterProbe(dict(model.named_parameters()))
+            self._parameters = ParameterProbe(dict(model.named_parameters()), places=self._places)
             self._description.model(model)
         if self._parameters is None:
             raise RuntimeError("the watched model was deleted within a step")
         return self._parameters
 
-    def follow_changes(self) -> None:
-        """Start afresh with parameters that were added, replaced, resized or moved since the last sampled step."""
+    def have_changed(self, *, thorough: bool) -> bool:
+        """Whether a parameter was resized or moved since it was looked at last, or, if thorough, added or replaced."""
         model = self._model()
-        if self._parameters is not None and model is not None and not self._parameters.describes(model):
-            self._parameters = None
-            self._owned.clear()
+        if self._parameters is None or model is None:
+            return False
+        return not (self._parameters.describes(model) if thorough else self._parameters.fits)
+
+    def start_afresh(self) -> None:
+        """Look at the model again when its parameters are asked for next."""
+        self._parameters = None
+        self._owned.clear()
 
     def names(self, optimizer: Optimizer) -> tuple[str, ...]:
         """Which of the model's parameters an optimizer holds."""

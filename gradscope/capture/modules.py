@@ -10,11 +10,8 @@ import re
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Iterator
 from dataclasses import dataclass
-from dataclasses import fields
-from dataclasses import is_dataclass
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -22,10 +19,14 @@ from typing import final
 
 import torch
 from torch import is_grad_enabled
-from torch.utils._pytree import tree_leaves
 
 from gradscope.capture.arena import Arena
 from gradscope.capture.hooks import ForwardHooks
+from gradscope.capture.outputs import axes_of
+from gradscope.capture.outputs import can_be_sampled
+from gradscope.capture.outputs import is_wrapped
+from gradscope.capture.outputs import largest
+from gradscope.capture.outputs import leaves
 from gradscope.capture.roles import role_of
 from gradscope.capture.sampling import Axes
 from gradscope.capture.sampling import Block
@@ -37,7 +38,6 @@ MOST_INPUTS = 4
 MOST_BLOCKS = 4096  # cached sets of offsets; sequence lengths that vary without end start it afresh
 
 # Bound once: between two operations of a training every name that is looked up costs a miss of the caches.
-_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # by vmap or grad of torch.func
 _current_graph_task_id = torch._C._current_graph_task_id
 _last_dimension = frozenset({"linear", "embedding", "recurrent", "attention"})
 
@@ -89,7 +89,7 @@ class Slot:
     def fits(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor can be sampled because it is just like the last one: asked at every call, and cheap."""
         known = self._layout
-        if known is None or type(tensor) is not torch.Tensor or tensor.layout is not torch.strided or _is_wrapped(tensor):
+        if known is None or type(tensor) is not torch.Tensor or tensor.layout is not torch.strided or is_wrapped(tensor):
             return False
         return tensor.shape == known[0] and tensor.dtype is known[2] and tensor.device == known[3]
 
@@ -111,6 +111,8 @@ class ModuleProbe:
         exclude: str | None,
         hooks: ForwardHooks,
         guard: Callable[[], None],
+        *,
+        places: int,
     ) -> None:
         self._include = re.compile(include) if include else None
         self._exclude = re.compile(exclude) if exclude else None
@@ -123,6 +125,8 @@ class ModuleProbe:
         self._forward_arenas: dict[torch.device, Arena] = {}
         self._backward_arenas: dict[torch.device, Arena] = {}
         self._input_arenas: dict[torch.device, Arena] = {}
+        self._places = places  # steps that may be held back
+        self._place = 0  # of the one that is being made
         self._generation = 0
         self.gradient_seen = False  # since the last ``start_step``
         self._last: Callable[[], torch.Tensor | None] = lambda: None
@@ -162,13 +166,22 @@ class ModuleProbe:
         for arenas in (self._forward_arenas, self._backward_arenas, self._input_arenas):
             arenas.clear()
 
-    def start_step(self) -> None:
-        """Forget what the rows hold: the next forward pass is a new step's."""
+    def start_step(self, place: int) -> None:
+        """Forget what the rows hold at this place: the next forward pass is a new step's."""
         self._generation += 1
+        self._place = place
         self.gradient_seen = False
         self._ungraded = {}
         for arena in self.arenas():
+            arena.turn_to(place)
             arena.clear()
+
+    def let_go(self, held: int, *, amid: bool) -> None:
+        """So many steps were handed on; ``amid`` a step, which goes on at the first place."""
+        self._place = 0
+        for arena in self.arenas() if amid else ():
+            arena.move(held, 0)
+            arena.turn_to(0)
 
     def arenas(self) -> Iterator[Arena]:
         for _, _, arenas in self.by_kind():
@@ -220,7 +233,7 @@ class ModuleProbe:
             self.gradient_seen = False
         if watched.generation != self._generation:
             watched.generation, watched.calls = self._generation, 0
-        tensor = output if type(output) is torch.Tensor else _largest(output)
+        tensor = output if type(output) is torch.Tensor else largest(output)
         if tensor is not None:
             self._take(watched, tensor, recompute)
         if watched.path == "" and not recompute:
@@ -233,7 +246,7 @@ class ModuleProbe:
         call = watched.calls
         slot = watched.slots[call] if call < len(watched.slots) else None
         if slot is None or not slot.fits(tensor):
-            if not _can_be_sampled(tensor):
+            if not can_be_sampled(tensor):
                 return
             slot = self._slot(watched, call, recompute) if call < MOST_CALLS else None
         self._last, self._last_version = weakref.ref(tensor), tensor._version
@@ -264,9 +277,15 @@ class ModuleProbe:
         return slot
 
     def _first_time(self, slot: Slot, tensor: torch.Tensor) -> tuple[Arena, int]:
-        slot.forward = _new_row(self._forward_arenas, tensor.device)
-        slot.backward = _new_row(self._backward_arenas, tensor.device)
+        slot.forward = self._new_row(self._forward_arenas, tensor.device)
+        slot.backward = self._new_row(self._backward_arenas, tensor.device)
         return slot.forward
+
+    def _new_row(self, arenas: dict[torch.device, Arena], device: torch.device) -> tuple[Arena, int]:
+        if device not in arenas:
+            arenas[device] = Arena(device, places=self._places)
+            arenas[device].turn_to(self._place)
+        return arenas[device], arenas[device].add_row()
 
     def take_gradient(self, slot: Slot, generation: int, gradient: torch.Tensor) -> None:
         """Called by the hook on an output tensor, inside the backward pass."""
@@ -276,7 +295,7 @@ class ModuleProbe:
         started = perf_counter()
         try:
             self.gradient_seen = True
-            if slot.fits(gradient) or (_can_be_sampled(gradient) and gradient.device == held[0].device):
+            if slot.fits(gradient) or (can_be_sampled(gradient) and gradient.device == held[0].device):
                 detached = gradient.detach() if gradient.requires_grad else gradient
                 held[0].gather(held[1], detached, slot.block_of(detached) or self._gradient_block(slot, detached))
         except Exception:
@@ -285,15 +304,15 @@ class ModuleProbe:
         self._hooks.seconds += perf_counter() - started
 
     def _take_inputs(self, args: Any, kwargs: Any) -> None:
-        tensors = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and _can_be_sampled(leaf)]
+        tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and can_be_sampled(leaf)]
         for place, tensor in enumerate(tensors[:MOST_INPUTS]):
             if place == len(self.inputs):
                 self.inputs.append(Slot(Site("(input)", place), "input", place))
-                self.inputs[place].forward = _new_row(self._input_arenas, tensor.device)
+                self.inputs[place].forward = self._new_row(self._input_arenas, tensor.device)
             held = self.inputs[place].forward
             if held is not None and held[0].device == tensor.device:
                 detached = tensor.detach()
-                axes = _axes(detached.shape, 1 if detached.dim() > 3 else detached.dim() - 1, 0)
+                axes = axes_of(detached.shape, 1 if detached.dim() > 3 else detached.dim() - 1, 0)
                 held[0].gather(held[1], detached, self._cached(detached, axes))
 
     # -- which elements
@@ -309,7 +328,7 @@ class ModuleProbe:
             self._unit_axes[shape] = unit
         else:
             unit = self._unit_axes.get(shape, 1 if len(shape) > 3 else len(shape) - 1)
-        slot.axes = _axes(shape, unit, watched.batch_axis)
+        slot.axes = axes_of(shape, unit, watched.batch_axis)
         slot.remember(tensor, self._cached(tensor, slot.axes))
         return self._cached(tensor, slot.axes)
 
@@ -353,45 +372,6 @@ def _hang(tensor: torch.Tensor, node: Any, hook: _GradientHook) -> None:
         tensor._backward_hooks = hooks = OrderedDict()
         node._register_hook_dict(tensor)
     hooks[hook] = hook  # type: ignore[index]
-
-
-def _new_row(arenas: dict[torch.device, Arena], device: torch.device) -> tuple[Arena, int]:
-    if device not in arenas:
-        arenas[device] = Arena(device)
-    return arenas[device], arenas[device].add_row()
-
-
-def _can_be_sampled(tensor: torch.Tensor) -> bool:
-    kind = type(tensor)
-    if kind is not torch.Tensor and kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-        return False  # a fake or distributed tensor, whose values are not here
-    if tensor.is_meta or _is_wrapped(tensor):
-        return False
-    return tensor.layout is torch.strided and tensor.is_floating_point() and tensor.numel() > 0
-
-
-def _largest(output: Any) -> torch.Tensor | None:
-    """The floating-point tensor of an output of any make-up (tuple, dict, dataclass) that holds the most elements."""
-    found = [leaf for leaf in _leaves(output) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
-    return max(found, key=torch.Tensor.numel, default=None)
-
-
-def _leaves(tree: Any, *, depth: int = 4) -> Iterator[Any]:
-    leaf: Any
-    for leaf in tree_leaves(tree):
-        if depth and is_dataclass(leaf) and not isinstance(leaf, type):
-            yield from _leaves([getattr(leaf, part.name, None) for part in fields(leaf)], depth=depth - 1)
-        else:
-            yield leaf
-
-
-def _axes(shape: Iterable[int], unit: int, batch: int) -> Axes:
-    dimensions = len(tuple(shape))
-    if dimensions == 0:
-        return Axes(None, None)
-    if dimensions == 1:  # features of one sample, or one feature of a batch; either way no unit shares a batch with another
-        return Axes(0, None)
-    return Axes(min(unit, dimensions - 1), batch if batch != unit else None)
 
 
 def _batch_axis(module: torch.nn.Module) -> int:

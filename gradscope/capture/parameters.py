@@ -13,14 +13,16 @@ import numpy as np
 import torch
 
 from gradscope.capture.arena import Arena
-from gradscope.capture.arena import row_spread
+from gradscope.capture.parameter_tables import GroupMasks
+from gradscope.capture.parameter_tables import Masks
+from gradscope.capture.parameter_tables import Rows
+from gradscope.capture.parameter_tables import table
 from gradscope.capture.sampling import Block
+from gradscope.capture.sampling import Grid
 from gradscope.capture.sampling import parameter_block
-from gradscope.records import Array
+from gradscope.capture.sampling import parameter_grid
 from gradscope.records import Site
 from gradscope.trends import Mask
-
-_TINY = 1e-38
 
 
 @final
@@ -33,6 +35,7 @@ class _Tracked:
     samples: _Samples
     row: int
     block: Block
+    grid: Grid | None  # instead of the block, where there is one
     shape: torch.Size
 
     def describes(self, parameter: torch.nn.Parameter) -> bool:
@@ -43,49 +46,112 @@ class _Tracked:
 
 @final
 class _Samples:
-    """What is sampled of the matrices, or of the vectors, on one device. Rows are the same in every arena."""
+    """What is sampled of the matrices, or of the vectors, on one device, of as many steps as are held back.
 
-    def __init__(self, device: torch.device) -> None:
+    Rows are the same in every arena. What the optimizer leaves of a step stands a place further on than what it finds, so that
+    the place before is the last step's.
+    """
+
+    def __init__(self, device: torch.device, places: int) -> None:
         self.device = device
         self.taking = True  # in this step
-        self.before = Arena(device)  # weights at the start of the optimizer's step
-        self.after = Arena(device)  # weights at its end
-        self.after_last = Arena(device)  # weights at the end of the last sampled step
-        self.gradient = Arena(device)
-        self.gradient_last = Arena(device)
-        self.carried = Arena(device)  # gradients as this step's first backward found them
+        self.before = Arena(device, places=places)  # weights at the start of the optimizer's step
+        self.carried = Arena(device, places=places)  # gradients as the step's first backward found them
+        self.after = Arena(device, places=places + 1)  # weights at the end of the optimizer's step
+        self.gradient = Arena(device, places=places + 1)
         self.tracked: list[_Tracked] = []
-
-    def arenas(self) -> tuple[Arena, ...]:
-        return (self.before, self.after, self.after_last, self.gradient, self.gradient_last, self.carried)
+        self._of: range | None = None  # the held steps from the first to the last in which anything was taken
+        self._any_carried = False
+        self.turn_to(0)
 
     def add(self, name: str, parameter: torch.nn.Parameter) -> None:
-        rows = [arena.add_row() for arena in self.arenas()]
+        row = min(arena.add_row() for arena in (self.before, self.carried, self.after, self.gradient))  # the same in all
         block = parameter_block(tuple(parameter.shape), parameter.stride(), self.device)
-        self.tracked.append(_Tracked(name, parameter, self, rows[0], block, parameter.shape))
+        grid = parameter_grid(tuple(parameter.shape), parameter.stride())
+        self.tracked.append(_Tracked(name, parameter, self, row, block, grid, parameter.shape))
 
-    def turn(self) -> None:
-        """Make this step's samples the last step's."""
-        self.after, self.after_last = self.after_last, self.after
-        self.gradient, self.gradient_last = self.gradient_last, self.gradient
-        for arena in (self.before, self.after, self.gradient, self.carried):
+    def weights(self) -> list[tuple[_Tracked, torch.Tensor]]:
+        return [(t, t.parameter) for t in self.tracked]
+
+    def gradients(self) -> list[tuple[_Tracked, torch.Tensor]]:
+        """Those that are there, and laid out as their parameters are."""
+        there = ((t, t.parameter.grad) for t in self.tracked)
+        return [(t, gradient) for t, gradient in there if gradient is not None and _fits(gradient, t)]
+
+    def turn_to(self, place: int) -> None:
+        """A step begins."""
+        for arena, at in ((self.before, place), (self.carried, place), (self.after, place + 1), (self.gradient, place + 1)):
+            arena.turn_to(at)
             arena.clear()
 
-    def forget(self) -> None:
-        self.after_last.clear()
-        self.gradient_last.clear()
+    def end_step(self, place: int) -> None:
+        self._any_carried |= any(self.carried.filled)
+        if self.taking:
+            self._of = range(place if self._of is None else self._of.start, place + 1)
+
+    def table(self, *, spread_from: int) -> torch.Tensor:
+        """Of the held steps in which anything was taken; row spreads from one of the steps on."""
+        if self._of is None:
+            return torch.zeros(13, 0, dtype=torch.float32, device="cpu")
+        now, later = self._of, range(self._of.start + 1, self._of.stop + 1)
+        rows = Rows(
+            before=self.before.held(now),
+            after=self.after.held(later),
+            after_last=self.after.held(now),
+            gradient=self.gradient.held(later),
+            gradient_last=self.gradient.held(now),
+            carried=self.carried.held(now),
+        )
+        first_row = (spread_from - now.start) * len(self.tracked)
+        return table(rows, any_carried=self._any_carried, spread_from=first_row)
+
+    def masks(self, follows: Mask) -> GroupMasks:
+        """``follows`` says of each held step whether the step before it was sampled too."""
+        now = self._of if self._of is not None else range(0)
+        later = range(now.start + 1, now.stop + 1)
+        arenas = ((self.before, now), (self.after, later), (self.after, now), (self.gradient, later), (self.gradient, now))
+        filled = np.array([arena.filled_at(places) for arena, places in (*arenas, (self.carried, now))], dtype=bool)
+        filled = filled.reshape(6, len(now), len(self.tracked))
+        filled[[2, 4]] &= follows[now.start : now.stop, None]
+        return GroupMasks(now.start, filled)
+
+    def let_go(self, held: int, *, amid: bool) -> None:
+        """The first ``held`` steps were handed on: what the last of them left moves up, and so does the step that is made."""
+        for arena in (self.after, self.gradient):
+            arena.move(held, 0)
+            if amid:
+                arena.move(held + 1, 1)
+                arena.turn_to(1)
+        for arena in (self.before, self.carried):
+            if amid:
+                arena.move(held, 0)
+                arena.turn_to(0)
+        self._of, self._any_carried = None, False
+
+
+@dataclass(frozen=True)
+class _HeldStep:
+    """What is kept of a sampled step until it is handed on, beside its samples."""
+
+    follows: bool  # the step before it was sampled too
+    with_gradient: Mask  # [parameters]
+    stepped: Mask  # [parameters]
+    gradient_norms: torch.Tensor  # float32 [parameters with a gradient]
+    weight_norms: torch.Tensor | None  # float32 [parameters]; of the last step that is held at most
 
 
 @final
 class ParameterProbe:
     """Watches the parameters of a model through the optimizer's steps."""
 
-    def __init__(self, parameters: dict[str, torch.nn.Parameter]) -> None:
+    def __init__(self, parameters: dict[str, torch.nn.Parameter], *, places: int = 1) -> None:
         groups: dict[tuple[torch.device, bool], _Samples] = {}
         for name, parameter in parameters.items():
             if _can_be_tracked(parameter):
                 key = (parameter.device, parameter.dim() > 1)
-                groups.setdefault(key, _Samples(parameter.device)).add(name, parameter)
+                if key not in groups:
+                    groups[key] = _Samples(parameter.device, places)
+                groups[key].add(name, parameter)
         self._groups = tuple(groups.values())
         self._vectors = tuple(samples for (_, matrices), samples in groups.items() if not matrices)
         grouped = {t.name: place for place, t in enumerate(t for samples in self._groups for t in samples.tracked)}
@@ -93,14 +159,16 @@ class ParameterProbe:
         self._order = np.array([grouped[name] for name in order], dtype=np.int64)  # from place among the groups' rows to site
         by_name = {t.name: t for samples in self._groups for t in samples.tracked}
         self._tracked = [by_name[name] for name in order]
+        self._every_name, self._all = frozenset(order), np.ones(len(order), dtype=bool)
         self._by_id = {id(t.parameter): t for t in self._tracked}
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self.sites = tuple(Site(t.name) for t in self._tracked)
-        self._weight_norms: list[torch.Tensor] = []
-        self._gradient_norms: list[torch.Tensor] = []
-        self._remembers = False  # the last sampled step
+        self._weight_norms: torch.Tensor | None = None
         self._norms_at_hand: dict[int, torch.Tensor] = {}  # by parameter, since the last global norm
+        self._gradient_norms: list[torch.Tensor] = []
         self._with_gradient: list[_Tracked] = []
+        self._remembers = False  # the step before this one was sampled
+        self._held: list[_HeldStep] = []
 
     def describes(self, model: torch.nn.Module) -> bool:
         """Whether these are the model's parameters as they are now: none added, replaced, resized or on another device."""
@@ -136,49 +204,50 @@ class ParameterProbe:
 
     # -- one sampled step
 
-    def choose(self, *, all_of_them: bool) -> None:
-        """Which parameters the step to come samples: all, or the matrices alone, which hold nearly all there is to see."""
+    def start_step(self, *, all_of_them: bool) -> None:
+        """A sampled step begins. It samples all parameters, or the matrices alone, which hold nearly all there is to see."""
         alone = len(self._vectors) == len(self._groups)
         for samples in self._vectors:
             samples.taking = all_of_them or alone
+        for samples in self._groups:
+            samples.turn_to(len(self._held))
+        self._with_gradient, self._gradient_norms, self._weight_norms = [], [], None
 
     @property
-    def _chosen(self) -> Iterator[_Tracked]:
-        return (t for samples in self._groups if samples.taking for t in samples.tracked)
+    def fits(self) -> bool:
+        """Whether the offsets of every watched parameter still hold: none resized or on another device."""
+        return all(t.describes(t.parameter) for t in self._tracked)
+
+    @property
+    def _chosen(self) -> Iterator[_Samples]:
+        return (samples for samples in self._groups if samples.taking)
 
     def take_carried(self) -> None:
         """Before the step's first backward: sample gradients that are still there."""
         self._norms_at_hand = {}
         for samples in self._groups:
             samples.carried.clear()
-        with torch.no_grad():
-            for t in self._chosen:
-                gradient = t.parameter.grad
-                if gradient is not None and _fits(gradient, t):
-                    t.samples.carried.gather(t.row, gradient, t.block)
+        for samples in self._chosen:
+            _take(samples.carried, samples.gradients())
 
     def weigh(self) -> None:
         """Before the optimizer's step, now and then: the exact norms of the weights. Reads all of the model's memory."""
-        self._weight_norms = _norms([t.parameter.detach() for t in self._tracked])
+        self._weight_norms = _stacked(_norms([t.parameter.detach() for t in self._tracked]))
 
     def take_before(self) -> None:
         """Before the optimizer's step: sample weights and gradients, and take the gradients' exact norms."""
-        with torch.no_grad():  # cheaper than to detach every tensor
-            for t in self._chosen:
-                t.samples.before.gather(t.row, t.parameter, t.block)
+        for samples in self._chosen:
+            _take(samples.before, samples.weights())
         self.take_gradients()
 
     def take_gradients(self) -> None:
         """Sample the gradients as they are now; again after a step that worked them out in a closure."""
         for samples in self._groups:
             samples.gradient.clear()
-        found = [(t, gradient) for t in self._tracked if (gradient := t.parameter.grad) is not None]
-        self._with_gradient = [t for t, _ in found]
+        self._with_gradient = [t for t in self._tracked if t.parameter.grad is not None]
         self._gradient_norms = self._norms_of_gradients([t.parameter for t in self._with_gradient])
-        with torch.no_grad():
-            for t, gradient in found:
-                if t.samples.taking and _fits(gradient, t):
-                    t.samples.gradient.gather(t.row, gradient, t.block)
+        for samples in self._chosen:
+            _take(samples.gradient, samples.gradients())
 
     def _norms_of_gradients(self, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         known, self._norms_at_hand = self._norms_at_hand, {}
@@ -206,66 +275,78 @@ class ParameterProbe:
 
     def take_after(self) -> None:
         """After the optimizer's step: sample the weights again."""
-        with torch.no_grad():
-            for t in self._chosen:
-                t.samples.after.gather(t.row, t.parameter, t.block)
+        for samples in self._chosen:
+            _take(samples.after, samples.weights())
 
-    def tables(self) -> list[torch.Tensor]:
-        """Everything the step showed as tensors on their devices, for ``columns`` once they are on the host."""
-        weighed = bool(self._weight_norms)
-        tables = [_stacked(self._weight_norms)]
-        tables.append(_stacked(self._gradient_norms))
-        nothing = torch.zeros(13, 0, dtype=torch.float32, device="cpu")
-        tables.extend(_table(samples, with_spread=weighed) if samples.taking else nothing for samples in self._groups)
-        self._weight_norms, self._gradient_norms = [], []  # not kept amid the training's memory
-        return tables
-
-    def masks(self, stepped: Collection[str]) -> list[Mask]:
-        """Which rows of each device's table hold what, taken after ``tables``; then the next step may begin.
-
-        ``stepped`` are the parameters whose optimizer made the step: only theirs is the update, and the carried gradient.
+    def end_step(self, stepped: Collection[str]) -> None:
+        """The sampled step is over. ``stepped`` are the parameters whose optimizers made it: only theirs is the update, and the
+        carried gradient.
         """
-        with_gradient = {t.name for t in self._with_gradient}
-        masks = [
-            np.array([t.name in with_gradient for t in self._tracked], dtype=bool),
-            np.array([t.name in stepped for t in self._tracked], dtype=bool),
-        ]
-        for s in self._groups:
-            arenas = (s.before, s.after, s.after_last, s.gradient, s.gradient_last, s.carried)
-            masks.append(np.array([arena.filled for arena in arenas], dtype=bool))
         for samples in self._groups:
-            samples.turn()
+            samples.end_step(len(self._held))
+        self._held.append(
+            _HeldStep(
+                follows=self._remembers,
+                with_gradient=self._mask(frozenset(t.name for t in self._with_gradient)),
+                stepped=self._mask(frozenset(stepped)),
+                gradient_norms=_stacked(self._gradient_norms),
+                weight_norms=self._weight_norms,
+            )
+        )
         self._remembers = True
-        self._with_gradient = []
-        return masks
+        self._with_gradient, self._gradient_norms, self._weight_norms = [], [], None
+
+    def _mask(self, names: frozenset[str]) -> Mask:
+        """Which parameters have one of these names."""
+        if names == self._every_name:  # the rule
+            return self._all
+        return np.array([t.name in names for t in self._tracked], dtype=bool)
 
     def forget(self) -> None:
-        """Drop the last step's samples: the step after it is not sampled."""
-        if self._remembers:
-            self._remembers = False
-            for samples in self._groups:
-                samples.forget()
+        """The step that has ended does not count as the one before the next sampled step."""
+        self._remembers = False
 
-    def columns(self, tables: Sequence[Array], masks: Sequence[Mask]) -> dict[str, Array]:
-        """The columns of kind weight, weight_gradient and update; float32 [parameters] each."""
-        norms, gradient_norms, *rest = tables
-        with_gradient, stepped, *filled = masks
-        weighed = np.concatenate([mask[0] for mask in filled])[self._order] if filled else with_gradient
-        if not len(norms):  # the weights were not weighed in this step
-            norms, weighed = np.full(len(with_gradient), np.nan, dtype=np.float32), np.zeros_like(weighed)
-        gradient_norm = np.full(len(with_gradient), np.nan, dtype=np.float32)
-        gradient_norm[np.flatnonzero(with_gradient)[: len(gradient_norms)]] = gradient_norms
-        columns = {**_norm_columns("weight", norms, weighed), **_norm_columns("weight_gradient", gradient_norm, with_gradient)}
-        parts = [
-            _sample_columns(table if table.shape[1] else np.full((13, mask.shape[1]), np.nan, dtype=np.float32), mask)
-            for table, mask in zip(rest, filled, strict=True)
-        ]
-        parts = parts or [_sample_columns(np.zeros((13, 0), dtype=np.float32), np.zeros((6, 0), dtype=bool))]
-        for name in parts[0]:
-            columns[name] = np.concatenate([part[name] for part in parts])[self._order]
-        for name in ("weight_gradient.carried", "update.ratio", "update.unchanged"):
-            columns[name] = np.where(stepped, columns[name], np.float32(np.nan))
-        return columns
+    # -- the steps that are held
+
+    def tables(self) -> list[torch.Tensor]:
+        """All that they showed as tensors on their devices, for ``parameter_tables.columns`` once they are on the host."""
+        weights = self._held[-1].weight_norms
+        spread_from = len(self._held) - (weights is not None)
+        tables = [samples.table(spread_from=spread_from) for samples in self._groups]
+        norms = [weights if weights is not None else _stacked([]), *(step.gradient_norms for step in self._held)]
+        return [*norms, *tables]
+
+    def masks(self) -> Masks:
+        """What of it was there."""
+        follows = np.array([step.follows for step in self._held], dtype=bool)
+        return Masks(
+            with_gradient=np.stack([step.with_gradient for step in self._held]),
+            stepped=np.stack([step.stepped for step in self._held]),
+            groups=tuple(samples.masks(follows) for samples in self._groups),
+            order=self._order,
+            weighed=self._held[-1].weight_norms is not None,
+        )
+
+    def let_go(self, *, amid: bool) -> None:
+        """They were handed on; ``amid`` a step, which goes on."""
+        for samples in self._groups:
+            samples.let_go(len(self._held), amid=amid)
+        self._held = []
+
+
+def _take(arena: Arena, found: Sequence[tuple[_Tracked, torch.Tensor]]) -> None:
+    """Sample tensors into the rows of their parameters."""
+    rows: list[int] = []
+    views: list[torch.Tensor] = []
+    with torch.no_grad():  # cheaper than to detach every tensor
+        for t, tensor in found:
+            if t.grid is not None:
+                rows.append(t.row)
+                views.append(tensor.as_strided(t.grid.shape, t.grid.strides))
+            else:
+                arena.gather(t.row, tensor, t.block)
+        if rows:
+            arena.copy(rows, views)
 
 
 def _norms(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -279,92 +360,6 @@ def _norms(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 
 def _stacked(norms: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack(norms) if norms else torch.zeros(0, dtype=torch.float32, device="cpu")
-
-
-def _norm_columns(kind: str, norms: Array, there: Mask) -> dict[str, Array]:
-    """Exact norms, infinity for one that is not finite and NaN for what is not there."""
-    nan = np.float32(np.nan)
-    nonfinite = (~np.isfinite(norms)).astype(np.float32)
-    return {f"{kind}.norm": np.where(there, _not_nan(norms), nan), f"{kind}.nonfinite": np.where(there, nonfinite, nan)}
-
-
-def _table(s: _Samples, *, with_spread: bool) -> torch.Tensor:
-    """Float32 [statistics, parameters of one device], in the order of ``_sample_columns``; NaN for a spread not asked."""
-    if not s.tracked:
-        return torch.zeros(13, 0, dtype=torch.float32, device=s.device)
-    pieces = zip(*(arena.chunks() for arena in s.arenas()), strict=True)
-    found = [_piece(*chunks, any_carried=any(s.carried.filled), with_spread=with_spread) for chunks in pieces]
-    return found[0] if len(found) == 1 else torch.cat(found, dim=1)
-
-
-def _piece(
-    before: torch.Tensor,
-    after: torch.Tensor,
-    after_last: torch.Tensor,
-    gradient: torch.Tensor,
-    gradient_last: torch.Tensor,
-    carried: torch.Tensor,
-    *,
-    any_carried: bool,
-    with_spread: bool,
-) -> torch.Tensor:
-    norm = torch.linalg.vector_norm
-    work = torch.empty_like(before)
-    before_norm = norm(before, 2, 1)
-    none, unknown = torch.zeros_like(before_norm), torch.full_like(before_norm, float("nan"))
-    weight_spread = row_spread(before) if with_spread else unknown
-    gradient_spread = row_spread(gradient) if with_spread else unknown
-    gradient_absmax = torch.maximum(gradient.amax(1), gradient.amin(1).neg_())
-    gradient_zero = torch.eq(gradient, 0, out=work).mean(1)
-    unchanged = torch.eq(after, before, out=work).mean(1)
-    moved = norm(torch.sub(after, before, out=work), 2, 1)
-    carried_norm = norm(carried, 2, 1) if any_carried else none
-    same = torch.eq(carried, gradient_last, out=work).mean(1) if any_carried else none
-    outside, last_norm, factor, left = _outside(before, after_last, before_norm)
-    now = (weight_spread, gradient_absmax, gradient_zero, gradient_spread, moved, before_norm, unchanged)
-    since = (outside, last_norm, factor, left, carried_norm, same)
-    return torch.stack((*now, *since))
-
-
-def _outside(before: torch.Tensor, after_last: torch.Tensor, before_norm: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The weights since the last step: norms of their change and of what they were, factor, norm of what it leaves over."""
-    if before.device.type == "cpu" and torch.equal(before, after_last):  # the rule, and elsewhere the question would wait
-        none = torch.zeros_like(before_norm)
-        return none, before_norm, torch.ones_like(before_norm), none
-    norm = torch.linalg.vector_norm
-    factor = (before * after_last).sum(1) / after_last.square().sum(1).clamp_min_(_TINY)
-    left = norm(before - factor[:, None] * after_last, 2, 1)
-    return norm(before - after_last, 2, 1), norm(after_last, 2, 1), factor, left
-
-
-def _sample_columns(table: Array, filled: Mask) -> dict[str, Array]:
-    before, after, after_last, gradient, gradient_last, carried = filled
-    (spread, g_absmax, g_zero, g_spread, moved, norm, unchanged, outside, last_norm, factor, left, carried_norm, same) = table
-    nan = np.float32(np.nan)
-    stepped, between = before & after, before & after_last
-    with np.errstate(all="ignore"):
-        ratio = np.where(stepped & (norm > 0), _not_nan(moved / norm), nan)
-        change = np.where(between & (last_norm > 0), _not_nan(outside / last_norm), nan)
-        residual = np.where(between & (outside > 0), _not_nan(left / outside), nan)
-    still_there = (carried_norm > 0) & (same == 1) & carried & gradient_last
-    columns = {
-        "weight.row_spread": np.where(before, spread, nan),
-        "weight_gradient.absmax": np.where(gradient, _not_nan(g_absmax), nan),
-        "weight_gradient.zero": np.where(gradient, g_zero, nan),
-        "weight_gradient.row_spread": np.where(gradient, g_spread, nan),
-        "weight_gradient.carried": np.where(gradient & gradient_last, still_there, nan),
-        "update.ratio": ratio,
-        "update.unchanged": np.where(stepped, unchanged, nan),
-        "update.outside_change": change,
-        "update.outside_factor": np.where(between & (last_norm > 0), factor, nan),
-        "update.outside_residual": residual,
-    }
-    return {name: values.astype(np.float32) for name, values in columns.items()}
-
-
-def _not_nan(values: Array) -> Array:
-    """What was captured and came out as NaN is not finite: it stands as infinity."""
-    return np.where(np.isnan(values), np.float32(np.inf), values)
 
 
 def _can_be_tracked(parameter: torch.nn.Parameter) -> bool:

@@ -91,6 +91,11 @@ class PulseMaker:
         last = self._losses[-1] if self._losses else 0.0
         return isinstance(last, float) and not math.isfinite(last)
 
+    def is_suspicious(self, loss: torch.Tensor) -> bool:
+        """Whether a loss whose value is at hand is far above the last ones that are known; one with a loss scale never is."""
+        value = number_at_hand(loss) if loss.numel() == 1 and not self._scale_seen else None
+        return value is not None and _jumps(value, self._recent_losses)
+
     @property
     def is_plain(self) -> bool:
         """Whether the step has had one backward call, on a loss that no GradScaler has multiplied."""
@@ -117,7 +122,7 @@ class PulseMaker:
         self._losses, self._factors, self._norm, self.backwards = [], [], None, 0
         self._finished.append(ended)
         # Not one by one: between two steps of a training, code that ran long ago is slow to come back to the caches.
-        if sampled or len(self._finished) >= BATCH or monotonic() - self._flushed > MOST_SECONDS:
+        if len(self._finished) >= BATCH or monotonic() - self._flushed > MOST_SECONDS:
             self.flush()
 
     def flush(self) -> None:

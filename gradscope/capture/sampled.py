@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from collections.abc import Collection
+from collections.abc import Sequence
 from time import perf_counter
 from typing import final
 
@@ -26,6 +27,9 @@ from gradscope.records import Frame
 
 GRAPHS_DENSE = 3  # sampled steps whose graphs are read from the start, then one in GRAPHS_EVERY
 GRAPHS_EVERY = 25
+MOST_HELD = 8  # sampled steps that are held back and reduced together,
+MOST_SECONDS = 0.5  # and for how long: what a crash may cost
+MOST_ROWS = 1024  # of 4 KiB, that the places of the steps that are held back may take in all
 HOOK_SECONDS = 1.5e-6  # what torch takes to call one hook, which the hook itself cannot see
 
 
@@ -41,10 +45,11 @@ class SampledSteps:
         modules: ModuleProbe,
         holdings: Holdings,
         mailbox: Mailbox,
-        deliver: Callable[[Frame], None],
+        deliver: Callable[[Sequence[Frame]], None],
         guard: Callable[[], None],
         *,
         probe: bool,
+        places: int,
     ) -> None:
         self._model = weakref.ref(model)
         self._description = description
@@ -53,23 +58,35 @@ class SampledSteps:
         self._holdings = holdings
         self._panel = Panel(instruments(model, modules, hooks, guard))
         self._frames = FrameMaker(modules, mailbox, deliver)
+        self._places = places  # steps that the arenas have room for
         self._samples = 0
+        self._graph_at = 0  # samples after which a graph is read
+        self._held_since = 0.0  # on perf_counter's clock
+        self._light = False  # whether the instruments sit this step out
         self.probe = Probe(hooks, enabled=probe)
         self.on = False  # whether the step that is being made is sampled
 
     # -- life
 
-    def begin(self, step: int, *, thorough: bool) -> None:
-        """The step to come is sampled; a thorough one also takes what is dear and changes slowly."""
+    def begin(self, step: int, *, thorough: bool, light: bool) -> None:
+        """The step to come is sampled; a thorough one also takes what is dear and changes slowly, a light one hooks alone."""
         self.on = True
-        self._modules.start_step()
-        self._modules.reading_graph = self._samples < GRAPHS_DENSE or self._samples % GRAPHS_EVERY == 0
+        self._light = light
+        self._modules.start_step(self._frames.held)
+        self._modules.reading_graph = self._is_graph_due()
         self._panel.start_step()
         self._hooks.start_step()
         self._hooks.switch_on()
         self.probe.begin_step(self._model(), step, sampled=True)
         if self._holdings.known is not None:
-            self._holdings.known.choose(all_of_them=thorough)
+            self._holdings.known.start_step(all_of_them=thorough)
+
+    def _is_graph_due(self) -> bool:
+        if self._light or self._samples < self._graph_at:
+            return False
+        dense = self._samples + 1 < GRAPHS_DENSE
+        self._graph_at = self._samples + 1 if dense else (self._samples // GRAPHS_EVERY + 1) * GRAPHS_EVERY
+        return True
 
     def leave(self) -> None:
         """The step to come is not sampled: take every hook off."""
@@ -84,7 +101,13 @@ class SampledSteps:
     def start_afresh(self) -> None:
         """What ran so far in this step was for another model's."""
         if self._modules.gradient_seen:
-            self._modules.start_step()
+            self._modules.start_step(self._frames.held)
+
+    def follow_changes(self) -> None:
+        """Start afresh with parameters that were added, replaced, resized or moved since the last step that looked for them."""
+        if self._holdings.have_changed(thorough=not self._light):
+            self.send(amid=True)
+            self._holdings.start_afresh()
 
     @property
     def seconds(self) -> float:
@@ -106,11 +129,15 @@ class SampledSteps:
         self._frames.learn({m.path: (m.type, m.activation) for m in self._description.info.modules})
         return reaches
 
-    def before_backward(self, loss: torch.Tensor, graph: Graph | None) -> None:
-        self._panel.before_backward(loss, graph)
+    def before_backward(self, loss: torch.Tensor, graph: Graph | None, *, suspicious: bool) -> None:
+        """The instruments look at a ``suspicious`` loss in any case."""
+        self._light = self._light and not suspicious
+        if not self._light:
+            self._panel.before_backward(loss, graph)
 
     def before_step(self, optimizer: Optimizer) -> None:
-        self._panel.before_step(optimizer)
+        if not self._light:
+            self._panel.before_step(optimizer)
         self.probe.before_step(optimizer)
 
     def take_before(self, *, thorough: bool) -> None:
@@ -121,18 +148,33 @@ class SampledSteps:
             parameters.weigh()
 
     def after_step(self, optimizer: Optimizer) -> None:
-        self._panel.after_step(optimizer)
+        if not self._light:
+            self._panel.after_step(optimizer)
 
-    def make_frame(self, step: int, stepped: Collection[str], pulses: PulseMaker) -> None:
-        """Send off what the step showed. ``stepped`` are the parameters whose optimizers made it; none known: all."""
+    def end(self, step: int, stepped: Collection[str], pulses: PulseMaker) -> bool:
+        """The step is over; whether what it showed was sent off, and not held back until a few more have ended.
+
+        ``stepped`` are the parameters whose optimizers made it; none known: all.
+        """
         parameters = self._holdings.parameters()
         if not parameters.has_gradients:
             parameters.take_gradients()
         parameters.take_after()
-        stepped = stepped or {site.path for site in parameters.sites}
-        scale, seen = pulses.loss_scale, pulses.scale_seen
-        self._frames.make(step, parameters, stepped, self._panel, loss_scale=scale, scale_seen=seen)
+        parameters.end_step(stepped or {site.path for site in parameters.sites})
+        if not self._frames.held:
+            self._held_since = perf_counter()
+        self._frames.hold(step, loss_scale=pulses.loss_scale, scale_seen=pulses.scale_seen)
         self._samples += 1
+        has_room = self._frames.held < self._places and perf_counter() - self._held_since < MOST_SECONDS
+        if self._light and has_room:
+            return False
+        self._frames.send(parameters, None if self._light else self._panel, amid=False)
+        return True
+
+    def send(self, *, amid: bool) -> None:
+        """Send off what steps showed that are held back; ``amid`` a sampled step that is being made."""
+        if self._frames.held:
+            self._frames.send(self._holdings.parameters(), None, amid=amid and self.on)
 
     def look_closer(self, step: int, learning_rate: float) -> float:
         """Let the step-quality probe look at the step that has ended; the seconds that it took."""
@@ -146,3 +188,11 @@ class SampledSteps:
             found = self.probe.measure(step, learning_rate, self._description.info)
         self._description.probed(self.probe.sentence, found)
         return perf_counter() - started
+
+
+def places_for(model: torch.nn.Module) -> int:
+    """How many sampled steps of a model are held back at most: fewer the more rows each has, of which one a module and
+    gradient, and five a parameter.
+    """
+    rows = 2 * sum(1 for _ in model.modules()) + 5 * sum(1 for _ in model.parameters())
+    return max(1, min(MOST_HELD, MOST_ROWS // rows))

@@ -27,6 +27,17 @@ class Block:
     batch: int  # how many batch elements share a position: 1, 2, 4 or 8; positions are SAMPLES / batch
 
 
+GRID = (SAMPLES // _RUN, _RUN, UNITS)  # shape of a row of samples of a matrix: [runs of columns][columns][rows]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A view of ELEMENTS of a matrix, for ``as_strided``."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Axes:
     """What the dimensions of a tensor mean; None where it has no such dimension."""
@@ -52,6 +63,19 @@ def block(shape: tuple[int, ...], strides: tuple[int, ...], axes: Axes, device: 
     offsets = (batch_offset + position_offset)[:, :, None] + unit_offset[None, None, :]
     index = torch.from_numpy(offsets.reshape(-1).astype(np.int64)).to(device)
     return Block(index, (_extent(shape, strides),), together)
+
+
+def parameter_grid(shape: tuple[int, ...], strides: tuple[int, ...]) -> Grid | None:
+    """Like ``parameter_block``, as a view that takes no offsets; None for one that is small, or not laid out row by row.
+
+    A copy of a view reads a matrix in one operation, and several matrices in one call.
+    """
+    rows, columns = shape[0] if shape else 0, math.prod(shape[1:])
+    row_by_row = all(stride == math.prod(shape[d + 1 :]) for d, stride in enumerate(strides[1:], start=1))
+    if len(shape) < 2 or rows < UNITS or columns < SAMPLES or not row_by_row:
+        return None
+    between_runs = (columns - _RUN) // (SAMPLES // _RUN - 1)
+    return Grid(GRID, (between_runs, 1, (rows - 1) // (UNITS - 1) * strides[0]))
 
 
 def parameter_block(shape: tuple[int, ...], strides: tuple[int, ...], device: torch.device) -> Block:

@@ -74,6 +74,11 @@ class Governor:
         """Whether a sampled step also takes what is dear and changes slowly: the exact norms of the weights."""
         return self._granted or self._samples % WEIGHED_EVERY == 0
 
+    @property
+    def light(self) -> bool:
+        """Whether a sampled step leaves out all that is not sampled by hooks: most of those of a cadence that was asked for."""
+        return self._every is not None and not self.thorough
+
     def wants_norm(self, step: int) -> bool:
         """Whether the global gradient norm is worked out at this step, should it not be sampled."""
         return step < DENSE_NORMS or step % self._norm_every == 0

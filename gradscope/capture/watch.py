@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable
+from collections.abc import Sequence
 from time import perf_counter
 from typing import final
 
@@ -27,6 +28,7 @@ from gradscope.capture.quiet import QuietStep
 from gradscope.capture.quiet import QuietSteps
 from gradscope.capture.quiet import rate_of
 from gradscope.capture.sampled import SampledSteps
+from gradscope.capture.sampled import places_for
 from gradscope.capture.schedule import Governor
 from gradscope.capture.sink import Sink
 from gradscope.capture.steps import LOOP
@@ -60,13 +62,14 @@ class Watch:
         self._governor = Governor(info.budget, info.every)
         self._mailbox = Mailbox()
         self._hooks = ForwardHooks(guard)
-        self._modules = ModuleProbe(model, include, exclude, self._hooks, guard)
+        places = places_for(model) if info.every is not None else 1
+        self._modules = ModuleProbe(model, include, exclude, self._hooks, guard, places=places)
         self._pulses = PulseMaker(self._mailbox, self._take_pulse)
         self._description = Description(info)
-        self._holdings = Holdings(model, self._modules, self._description)
+        self._holdings = Holdings(model, self._modules, self._description, places=places)
         self._sampled = SampledSteps(
-            model, self._description, self._hooks, self._modules, self._holdings, self._mailbox, self._take_frame, guard,
-            probe=probe,
+            model, self._description, self._hooks, self._modules, self._holdings, self._mailbox, self._take_frames, guard,
+            probe=probe, places=places,
         )  # fmt: skip
         self._blackbox = BlackBox(model, self._modules, self._put_down)
         self._quiet: QuietSteps | None = None  # who listens in our place
@@ -75,6 +78,7 @@ class Watch:
         self._attentive = True  # whether this step is sampled, or its gradient norm taken
         self._step = 0
         self._own_seconds = 0.0
+        self._sent = False  # whether the step's frame is on its way
         self._probing = 0.0  # of these, what a probe after the last step took
         self._last_end = perf_counter()
         self._ensemble = Ensemble()
@@ -109,6 +113,7 @@ class Watch:
     def settle(self) -> None:
         """Hand over everything that finished steps have shown. Waits for the device."""
         self._rouse()
+        self._sampled.send(amid=True)
         self._pulses.flush()
         self._mailbox.drain()
         self._tell()
@@ -209,6 +214,9 @@ class Watch:
     def _account(self, learning_rate: float, *, seconds: float, own: float, foreign: bool = False) -> bool:
         """Close the books on a step; whether the next one is sampled."""
         self._pulses.end(self._step, learning_rate, seconds=seconds, own=own, sampled=self._sampled.on, foreign=foreign)
+        if self._sent:  # what the step showed cheaply is handed on with its frame
+            self._sent = False
+            self._pulses.flush()
         probing, self._probing = self._probing, 0.0
         sampled = self._governor.after(self._step, seconds=seconds - probing, own=own - probing, sampled=self._sampled.on)
         self._step += 1
@@ -234,7 +242,7 @@ class Watch:
             self._ensemble.give_up()
             self._finish(learning_rate=float("nan"))
         if self._sampled.on and not self._begun:
-            self._holdings.follow_changes()
+            self._sampled.follow_changes()
         parameters = self._holdings.parameters()
         first = first or not self._begun or parameters.cleared  # with its gradients, an earlier loss was thrown away
         self._begun = True
@@ -247,7 +255,7 @@ class Watch:
         graph = self._sampled.graph(loss)
         ours = self._is_ours(loss, graph)
         if self._sampled.on and ours:
-            self._sampled.before_backward(loss, graph)
+            self._sampled.before_backward(loss, graph, suspicious=self._pulses.is_suspicious(loss))
         self._pulses.backward(loss, ours=ours)
         if ours and self._pulses.is_broken and self._pulses.loss_scale is None:  # else its scaler lowers the scale
             self._blackbox.loss(loss, self._step)
@@ -328,7 +336,7 @@ class Watch:
         started = perf_counter()
         self._tell()  # before the frame that it explains
         if self._sampled.on:
-            self._sampled.make_frame(self._step, self._ensemble.parameters, self._pulses)
+            self._sent = self._sampled.end(self._step, self._ensemble.parameters, self._pulses)
         self._ensemble.end_step()
         now = perf_counter()
         own = self._own_seconds + self._sampled.seconds + (now - started)
@@ -356,7 +364,7 @@ class Watch:
         self._begun = False
         self._unstepped = 0
         if sampled:
-            self._sampled.begin(self._step, thorough=self._governor.thorough)
+            self._sampled.begin(self._step, thorough=self._governor.thorough, light=self._governor.light)
         elif self._sampled.on:
             self._sampled.leave()
 
@@ -369,10 +377,11 @@ class Watch:
         alone = LOOP.has_one_listener and not self.info.shared_process
         return alone or loss.grad_fn is None or reaches(loss.grad_fn, self._holdings.parameters().ids)
 
-    def _take_frame(self, frame: Frame) -> None:
-        self._sampled.probe.frame(frame, self.info)
-        self._blackbox.frame(frame)
-        self._sink.frame(frame)
+    def _take_frames(self, frames: Sequence[Frame]) -> None:
+        self._sampled.probe.frame(frames[-1], self.info)
+        for frame in frames:
+            self._blackbox.frame(frame)
+            self._sink.frame(frame)
 
     def _take_pulse(self, row: tuple[float, ...], *, alarming: bool) -> None:
         if alarming:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from gradscope.capture.parameter_tables import columns
 from gradscope.capture.parameters import ParameterProbe
 from tests.capture.watching import watching
 from tests.models import mlp
@@ -271,6 +272,8 @@ def test_gradients_of_one_step_do_not_stand_for_the_next():
     probe.take_before()
     probe.take_after()
     assert probe.has_gradients
-    tables, masks = probe.tables(), probe.masks({"weight"})
-    assert probe.columns([table.numpy() for table in tables], masks)["weight_gradient.norm"] == pytest.approx(12**0.5)
+    probe.end_step({"weight"})
+    weights, *others = (table.numpy() for table in probe.tables())
+    found = columns(weights, others[:1], others[1:], probe.masks())
+    assert found["weight_gradient.norm"] == pytest.approx(12**0.5)
     assert not probe.has_gradients

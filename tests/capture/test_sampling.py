@@ -13,6 +13,7 @@ from gradscope.capture.sampling import UNITS
 from gradscope.capture.sampling import Axes
 from gradscope.capture.sampling import block
 from gradscope.capture.sampling import parameter_block
+from gradscope.capture.sampling import parameter_grid
 from gradscope.capture.sampling import runs
 from gradscope.capture.sampling import spread
 
@@ -68,6 +69,25 @@ def test_a_parameters_block_has_one_row_in_each_column(shape):
     assert (columns == columns[:, :1]).all()
     assert len(set(rows[0].tolist())) == min(shape[0], UNITS)
     assert len(set(columns[:, 0].tolist())) == min(tensor.stride(0), SAMPLES)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (40, 50), (64, 3, 5, 5), (1000, 33)])
+def test_a_parameters_grid_has_one_row_in_each_column(shape):
+    tensor = torch.arange(torch.Size(shape).numel()).view(shape)
+    grid = parameter_grid(shape, tensor.stride())
+    picked = tensor.as_strided(grid.shape, grid.strides).reshape(SAMPLES, UNITS)
+    rows, columns = picked // tensor.stride(0), picked % tensor.stride(0)
+    assert (rows == rows[:1]).all()
+    assert (columns == columns[:, :1]).all()
+    assert len(set(rows[0].tolist())) == UNITS
+    assert len(set(columns[:, 0].tolist())) == SAMPLES
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.zeros(31, 99), torch.zeros(99, 31), torch.zeros(99), torch.zeros(64, 3, 5, 5).permute(0, 2, 3, 1)]
+)
+def test_a_parameter_that_is_small_or_laid_out_otherwise_has_no_grid(tensor):
+    assert parameter_grid(tuple(tensor.shape), tensor.stride()) is None
 
 
 @given(st.lists(st.integers(1, 9), max_size=4), st.randoms(use_true_random=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import contextmanager
 
@@ -47,8 +48,9 @@ class Seen:
         return [site.name for site in self.frames[step].schema.sites(kind)]
 
     def get(self, column, site, *, step=-1):
-        """One number: of a column, at a site, in the n-th frame."""
-        return float(self.frames[step].columns[column][self.sites(column.partition(".")[0], step=step).index(site)])
+        """One number: of a column, at a site, in the n-th frame; NaN where that lacks the column."""
+        values = self.frames[step].columns.get(column)
+        return math.nan if values is None else float(values[self.sites(column.partition(".")[0], step=step).index(site)])
 
     def field(self, name):
         return [pulse[name] for pulse in self.pulses]

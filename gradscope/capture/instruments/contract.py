@@ -91,19 +91,24 @@ class Contract(Instrument):
         self._labelled: set[int] = set()  # sites whose labels were counted in this step
         self._grids: dict[tuple[torch.Size, tuple[int, ...], torch.device], _Grid] = {}
         self._lines: dict[tuple[int, int, torch.device], torch.Tensor] = {}
-        self._steps = 0  # sampled so far
+        self._steps = -1  # sampled before this one
+        self._due = 0  # of them, from which on logits are looked at next
 
     @property
     def sites(self) -> Mapping[str, tuple[Site, ...]]:
         return {"loss": self._sites}
 
     def start_step(self) -> None:
+        self._steps += 1
+        self._forget()
+
+    def switch_off(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         self._taken.clear()
         self._elements.clear()
         self._labelled.clear()
-
-    def switch_off(self) -> None:
-        self.start_step()
 
     def before_backward(self, loss: torch.Tensor, graph: Graph | None) -> None:
         if loss.grad_fn is None:
@@ -136,7 +141,7 @@ class Contract(Instrument):
         for i, (scale, _) in enumerate(found.scales):
             taken.tensors[f"scale{i}"] = scale.clone()
         self._take_target(place, found, taken)
-        if found.kind == "cross_entropy" and self._steps >= LOGITS_DENSE and self._steps % LOGITS_EVERY:
+        if found.kind == "cross_entropy" and self._steps < self._due:
             return taken
         if found.saved is None or found.kind == "cross_entropy":
             self._take_output(found, taken)
@@ -216,8 +221,9 @@ class Contract(Instrument):
         names = [(place, name) for place, each in taken.items() for name in each.tensors]
         tensors = [taken[place].tensors[name] for place, name in names]
         tensors += [tensor for both in labels.values() for tensor in both]
-        self.start_step()
-        self._steps += 1
+        self._forget()
+        if self._steps >= max(self._due, LOGITS_DENSE):
+            self._due = self._steps + LOGITS_EVERY
 
         def columns(arrays: Sequence[Array]) -> dict[str, Array]:
             table = np.full((len(_NAMES), sites), np.nan, dtype=np.float32)

@@ -67,7 +67,8 @@ class Moments(Instrument):
         self._names: dict[int, str] = {}
         self._picks: dict[int, _Pick | None] = {}  # by parameter; None where it is not looked at
         self._tables: dict[tuple[Any, ...], _Table] = {}
-        self._steps = 0
+        self._steps = 0  # sampled so far
+        self._due = 0  # of them, from which on the next look is due
         self._found: list[tuple[list[int], torch.Tensor]] = []
 
     @property
@@ -82,7 +83,7 @@ class Moments(Instrument):
         self._found = []
 
     def before_step(self, optimizer: Optimizer) -> None:
-        if self._steps > DENSE and self._steps % EVERY:
+        if self._steps < self._due:
             return
         if not optimizer.state or "grad_scale" in vars(optimizer):  # it will take the loss scale out of gradients by itself
             return
@@ -144,6 +145,8 @@ class Moments(Instrument):
 
     def read(self, parameters: tuple[Site, ...], modules: tuple[Site, ...]) -> Reading:
         found = self._found
+        if self._steps >= max(self._due, DENSE):
+            self._due = self._steps + EVERY
         places = self._places(parameters, [key for keys, _ in found for key in keys]) if found else []
         sites = len(parameters)
 

@@ -33,10 +33,16 @@ class Repetition(Instrument):
     def __init__(self, modules: ModuleProbe) -> None:
         self._modules = modules
         self._last: dict[Arena, _Copy] = {}
+        self._was_read = False  # whether the copy is of the last sampled step
 
     @property
     def sites(self) -> Mapping[str, tuple[Site, ...]]:
         return {}
+
+    def start_step(self) -> None:
+        if not self._was_read:
+            self._last = {}
+        self._was_read = False
 
     def read(self, parameters: tuple[Site, ...], modules: tuple[Site, ...]) -> Reading:
         inputs = [slot.forward for slot in self._modules.inputs]
@@ -45,7 +51,7 @@ class Repetition(Instrument):
         tensors = tuple(_same(now[arena].rows, self._last[arena].rows) for arena in both)
         filled = [[a and b for a, b in zip(now[arena].filled, self._last[arena].filled, strict=False)] for arena in both]
         places = [[held[1] if held is not None and held[0] is arena else -1 for held in inputs] for arena in both]
-        self._last = now
+        self._last, self._was_read = now, True
 
         def columns(arrays: Sequence[Array]) -> dict[str, Array]:
             repeated = np.full(len(inputs), np.nan, dtype=np.float32)
@@ -59,8 +65,8 @@ class Repetition(Instrument):
 
 
 def _copied(arena: Arena) -> _Copy:
-    chunks = [chunk.view(torch.int32) for chunk in arena.chunks()]
-    return _Copy(chunks[0].clone() if len(chunks) == 1 else torch.cat(chunks), tuple(arena.filled))
+    """The rows at the place that was filled last."""
+    return _Copy(arena.held(arena.place).view(torch.int32).clone(), tuple(arena.filled))
 
 
 def _same(now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -151,15 +152,16 @@ def test_several_groups_half_precision_and_other_layouts():
     assert seen.get(SHARE, "2.weight") == 1
 
 
-def test_after_the_first_it_is_one_sampled_step_in_four():
+def test_after_the_first_it_is_one_sampled_step_in_four_at_most():
     model = mlp(4, 8, 2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     with watching(model) as seen:
-        for _ in range(24):
+        for _ in range(60):
             step(model, optimizer, torch.randn(8, 4))
-    there = [not math.isnan(seen.get(RATIO, "0.weight", step=i)) for i in range(24)]
+    there = [not math.isnan(seen.get(RATIO, "0.weight", step=i)) for i in range(60)]
     assert there[1:12] == [True] * 11
-    assert sum(there[12:]) == 3
+    assert np.diff(np.flatnonzero(there[11:])).min() >= 4
+    assert there[48]  # the instruments are read at one step in eight at least
 
 
 def test_under_a_grad_scaler_gradients_are_as_the_optimizer_uses_them():
