@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -95,6 +96,11 @@ class PulseMaker:
         """Whether a loss whose value is at hand is far above the last ones that are known; one with a loss scale never is."""
         value = number_at_hand(loss) if loss.numel() == 1 and not self._scale_seen else None
         return value is not None and _jumps(value, self._recent_losses)
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Magnitudes of a loss and of a gradient norm above which they are suspicious."""
+        return _limit(self._recent_losses), _limit(self._recent_norms)
 
     @property
     def is_plain(self) -> bool:
@@ -203,7 +209,11 @@ def _jumps(value: float, recent: deque[float]) -> bool:
     """Whether a value is not finite where its predecessor was, or three times the largest of late."""
     if not math.isfinite(value):
         return not recent or math.isfinite(recent[-1])
-    return len(recent) == _REMEMBERED and abs(value) > _JUMP * max(map(abs, recent))
+    return abs(value) > _limit(recent)
+
+
+def _limit(recent: deque[float]) -> float:
+    return _JUMP * max(map(abs, recent)) if len(recent) == _REMEMBERED else sys.float_info.max
 
 
 def loss_scale_of(loss: torch.Tensor) -> torch.Tensor | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple
 from typing import Protocol
@@ -22,21 +23,38 @@ from gradscope.capture.steps import LOOP
 from gradscope.capture.steps import Listener
 from gradscope.capture.transfer import number_at_hand
 
-MOST_STEPS = 8
 MOST_SECONDS = 0.5  # what a stretch may hold back from the record
 
 
 class QuietStep(NamedTuple):
-    """A step that has ended: its loss, a number where that was on the host already, and its times. Made at every step."""
+    """A step that has ended: its loss and gradient norm, numbers where they were on the host already, and its times.
+
+    Made at every step.
+    """
 
     loss: torch.Tensor | float
+    norm: torch.Tensor | float | None
     learning_rate: float
     seconds: float
     own: float
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """What a stretch of quiet steps keeps to."""
+
+    most: int  # steps that it may have
+    norm_in: int  # steps of it before the first whose gradient norm is taken
+    norm_every: int
+    highest_loss: float  # magnitude above which a loss ends it,
+    highest_norm: float  # and a gradient norm
+
+
 class Sleeper(Listener, Protocol):
     """The watch whose place is taken."""
+
+    def quiet_norm(self, optimizer: Optimizer) -> torch.Tensor | float | None:
+        """The norm of the gradients that the optimizer is about to step with."""
 
     def wake(self, steps: list[QuietStep], pending: torch.Tensor | float | None) -> None:
         """Listen again. ``steps`` have ended meanwhile; ``pending`` is the loss of one that has begun."""
@@ -49,15 +67,21 @@ class QuietSteps:
     At the end of the stretch, and at once where anything else happens, the watch is woken and told.
     """
 
-    def __init__(self, watch: Sleeper, optimizer: Optimizer, *, most: int, last_end: float, own: float) -> None:
+    def __init__(self, watch: Sleeper, optimizer: Optimizer, stretch: Stretch, *, last_end: float, own: float) -> None:
         self._watch = watch
         self._optimizer = weakref.ref(optimizer)
         self._groups = len(optimizer.param_groups)
-        self._most = most
+        self._stretch = stretch
+        self._norm_at = stretch.norm_in
         self._began = self._last_end = last_end
         self._own = own  # seconds that gradscope has taken of the step that is being made
         self._pending: torch.Tensor | float | None = None
+        self._norm: torch.Tensor | float | None = None
         self._steps: list[QuietStep] = []
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        return self._optimizer()
 
     @property
     def made(self) -> int:
@@ -68,7 +92,7 @@ class QuietSteps:
         started = perf_counter()
         usual = first and self._pending is None and LOOP.has_one_listener and loss.numel() == 1
         value = kept_loss(loss) if usual else math.nan
-        if type(value) is float and not math.isfinite(value):
+        if type(value) is float and not abs(value) <= self._stretch.highest_loss:
             self.end()
             self._watch.before_backward(loss, first=first)
             return
@@ -76,7 +100,12 @@ class QuietSteps:
         self._own += perf_counter() - started
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Nothing is taken before the step."""
+        if len(self._steps) < self._norm_at or self._pending is None or self._optimizer() is not optimizer:
+            return
+        started = perf_counter()
+        self._norm_at = len(self._steps) + self._stretch.norm_every
+        self._norm = self._watch.quiet_norm(optimizer)
+        self._own += perf_counter() - started
 
     def after_step(self, optimizer: Optimizer) -> None:
         started = perf_counter()
@@ -90,9 +119,11 @@ class QuietSteps:
         rate = groups[0]["lr"] if self._groups == 1 else rate_of(optimizer)
         rate = rate if type(rate) is float else rate_of(optimizer)
         now = perf_counter()
-        self._steps.append(QuietStep(loss, rate, now - self._last_end, self._own + now - started))
+        norm, self._norm = self._norm, None
+        self._steps.append(QuietStep(loss, norm, rate, now - self._last_end, self._own + now - started))
         self._last_end, self._own = now, 0.0
-        if len(self._steps) >= self._most or now - self._began > MOST_SECONDS:
+        over = len(self._steps) >= self._stretch.most or now - self._began > MOST_SECONDS
+        if over or (type(norm) is float and not norm <= self._stretch.highest_norm):
             self.end()
 
     def end(self) -> None:

@@ -17,6 +17,7 @@ SHARE_FOR_NORM = 0.3  # of the budget, for their gradient norm
 LEAST_SHARE = 0.25  # of the budget, that goes to samples whatever the rest costs
 WEIGHED_EVERY = 8  # sampled steps, of which one weighs the weights, beside those that are sampled whatever they cost
 DENSE_NORMS = 100  # steps from the start whose gradient norms are all taken
+MOST_QUIET = 16  # steps in a row after which it is asked again whether to sample
 _REMEMBERED = 64
 _FEWEST_TO_COMPARE = 8
 
@@ -42,7 +43,7 @@ class Governor:
         self._bare: deque[float] = deque(maxlen=_REMEMBERED)
         self.sample_cost = 0.0  # seconds that a sampled step takes more than others
         self._norm_cost = 0.0
-        self._norm_every = 1
+        self.norm_every = 1  # of the steps from DENSE_NORMS on, one in so many has its gradient norm taken
 
     def first(self) -> bool:
         """Whether step 0 is sampled: always."""
@@ -81,21 +82,24 @@ class Governor:
 
     def wants_norm(self, step: int) -> bool:
         """Whether the global gradient norm is worked out at this step, should it not be sampled."""
-        return step < DENSE_NORMS or step % self._norm_every == 0
+        return step < DENSE_NORMS or step % self.norm_every == 0
 
     def quiet_steps(self, step: int) -> int:
-        """How many steps from this one on are neither sampled nor have their gradient norm taken, come what may."""
+        """How many steps from this one on are not sampled, come what may; those that the budget allows come a little later."""
         if step < DENSE_NORMS or self._dense_left > 0:
             return 0
-        cadences = (self._norm_every,) if self._every is None else (self._norm_every, self._every)
-        return min(-step % cadence for cadence in cadences)
+        return MOST_QUIET if self._every is None else min(-step % self._every, MOST_QUIET)
+
+    def norm_in(self, step: int) -> int:
+        """Steps from this one on before the next whose gradient norm is taken."""
+        return -step % self.norm_every
 
     def norm_took(self, seconds: float) -> None:
         """Learn what a gradient norm costs, and take it as often as its share of the budget allows."""
         self._norm_cost = seconds if not self._norm_cost else 0.8 * self._norm_cost + 0.2 * seconds
         if len(self._bare) >= _FEWEST_TO_COMPARE:
             affordable = SHARE_FOR_NORM * self._budget * median(self._bare)
-            self._norm_every = max(1, ceil(self._norm_cost / affordable))
+            self.norm_every = max(1, ceil(self._norm_cost / affordable))
 
     def alarm(self) -> None:
         """Something cheap to see went wrong: sample the next few steps whatever they cost, a limited number of times."""

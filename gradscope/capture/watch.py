@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -21,11 +20,11 @@ from gradscope.capture.holdings import Holdings
 from gradscope.capture.holdings import tensors_of
 from gradscope.capture.hooks import ForwardHooks
 from gradscope.capture.modules import ModuleProbe
+from gradscope.capture.norms import GlobalNorm
 from gradscope.capture.pulses import PulseMaker
-from gradscope.capture.pulses import host_value
-from gradscope.capture.quiet import MOST_STEPS
 from gradscope.capture.quiet import QuietStep
 from gradscope.capture.quiet import QuietSteps
+from gradscope.capture.quiet import Stretch
 from gradscope.capture.quiet import rate_of
 from gradscope.capture.sampled import SampledSteps
 from gradscope.capture.sampled import places_for
@@ -72,13 +71,14 @@ class Watch:
             probe=probe, places=places,
         )  # fmt: skip
         self._blackbox = BlackBox(model, self._modules, self._put_down)
+        self._norms = GlobalNorm(self._holdings, self._governor, self._blackbox)
         self._quiet: QuietSteps | None = None  # who listens in our place
         self._was_plain = False  # whether the last step had one backward call, with no loss scale
         self._urgent = False  # whether the step's end is to be on the disk at once
         self._attentive = True  # whether this step is sampled, or its gradient norm taken
         self._step = 0
         self._own_seconds = 0.0
-        self._sent = False  # whether the step's frame is on its way
+        self._prompt = False  # whether what the step shows cheaply is to be handed on at its end
         self._probing = 0.0  # of these, what a probe after the last step took
         self._last_end = perf_counter()
         self._ensemble = Ensemble()
@@ -196,6 +196,8 @@ class Watch:
             if pending is not None:
                 self._begun = True
                 self._pulses.resume(pending)
+            elif steps and quiet is not None and (optimizer := quiet.optimizer) is not None:
+                self._sleep(optimizer)
         except Exception:
             self._guard()
         self._own_seconds += perf_counter() - started
@@ -204,6 +206,8 @@ class Watch:
         sampled_next = False
         for quiet in steps:
             self._pulses.resume(quiet.loss)
+            self._pulses.norm(None)
+            self._pulses.norm(quiet.norm)
             sampled_next = self._account(quiet.learning_rate, seconds=quiet.seconds, own=quiet.own)
             self._last_end += quiet.seconds
         if steps:
@@ -214,8 +218,8 @@ class Watch:
     def _account(self, learning_rate: float, *, seconds: float, own: float, foreign: bool = False) -> bool:
         """Close the books on a step; whether the next one is sampled."""
         self._pulses.end(self._step, learning_rate, seconds=seconds, own=own, sampled=self._sampled.on, foreign=foreign)
-        if self._sent:  # what the step showed cheaply is handed on with its frame
-            self._sent = False
+        if self._prompt:
+            self._prompt = False
             self._pulses.flush()
         probing, self._probing = self._probing, 0.0
         sampled = self._governor.after(self._step, seconds=seconds - probing, own=own - probing, sampled=self._sampled.on)
@@ -228,12 +232,22 @@ class Watch:
 
     def _sleep(self, optimizer: Optimizer) -> None:
         """Let someone else listen to steps that need little, where the loop is as simple as most are."""
-        most = min(self._governor.quiet_steps(self._step), MOST_STEPS)
+        most = self._governor.quiet_steps(self._step)
         plain = LOOP.has_one_listener and not self.info.shared_process and len(self.info.optimizers) == 1
-        if most > 1 and plain and not (self._attentive or self._stopped or self._urgent) and self._was_plain:
+        if most > 1 and plain and not (self._sampled.on or self._stopped or self._urgent) and self._was_plain:
+            norm_in, norm_every = self._governor.norm_in(self._step), self._governor.norm_every
+            stretch = Stretch(most, norm_in, norm_every, *self._pulses.limits)
             own, self._own_seconds = self._own_seconds, 0.0
-            self._quiet = QuietSteps(self, optimizer, most=most, last_end=self._last_end, own=own)
+            self._quiet = QuietSteps(self, optimizer, stretch, last_end=self._last_end, own=own)
             LOOP.replace(self, self._quiet)
+
+    def quiet_norm(self, optimizer: Optimizer) -> torch.Tensor | float | None:
+        """The norm of the gradients of a quiet step."""
+        try:
+            return self._norms.of(tensors_of(optimizer), self.step, sampled=False)
+        except Exception:
+            self._guard()
+            return None
 
     # -- steps
 
@@ -252,10 +266,12 @@ class Watch:
             parameters.take_carried()
             if not self._description.has_optimizer:  # none may come: then the step lies between two backward calls
                 self._sampled.take_before(thorough=self._governor.thorough)
+        suspicious = self._pulses.is_suspicious(loss)
+        self._prompt |= suspicious
         graph = self._sampled.graph(loss)
         ours = self._is_ours(loss, graph)
         if self._sampled.on and ours:
-            self._sampled.before_backward(loss, graph, suspicious=self._pulses.is_suspicious(loss))
+            self._sampled.before_backward(loss, graph, suspicious=suspicious)
         self._pulses.backward(loss, ours=ours)
         if ours and self._pulses.is_broken and self._pulses.loss_scale is None:  # else its scaler lowers the scale
             self._blackbox.loss(loss, self._step)
@@ -309,16 +325,7 @@ class Watch:
 
     def _take_norm(self, tensors: list[torch.Tensor]) -> None:
         if self._sampled.on or self._governor.wants_norm(self._step):
-            started = perf_counter()
-            parameters = self._holdings.parameters()
-            found = parameters.gradient_norm(tensors)
-            norm = host_value(found) if found is not None else None
-            self._pulses.norm(norm)
-            if not self._sampled.on:
-                parameters.forget_norms()
-            self._governor.norm_took(perf_counter() - started)
-            if isinstance(norm, float) and not math.isfinite(norm):
-                self._blackbox.gradients(self._step)
+            self._pulses.norm(self._norms.of(tensors, self.step, sampled=self._sampled.on))
 
     def _put_down(self, origin: Origin) -> None:
         """Put an origin on the disk with all that came before, as the training may die of it; the step follows at its end."""
@@ -336,7 +343,7 @@ class Watch:
         started = perf_counter()
         self._tell()  # before the frame that it explains
         if self._sampled.on:
-            self._sent = self._sampled.end(self._step, self._ensemble.parameters, self._pulses)
+            self._prompt |= self._sampled.end(self._step, self._ensemble.parameters, self._pulses)
         self._ensemble.end_step()
         now = perf_counter()
         own = self._own_seconds + self._sampled.seconds + (now - started)
