@@ -38,6 +38,7 @@ class ForwardHooks:
         self._forward: RemovableHandle | None = None  # the same for as long as this lives
         self._forward_pre: RemovableHandle | None = None
         self.on = False
+        self._changed = False  # who listens, since the hooks were put there
         self.seconds = 0.0  # spent in here since the last ``start_step``
         self.calls = 0  # hooks that fired since then
 
@@ -50,12 +51,15 @@ class ForwardHooks:
                 self._after[key] = (*self._after.get(key, ()), call)
             for key, first in befores.items():
                 self._before[key] = (*self._before.get(key, ()), first)
+        self._changed = True
         if self.on:
             self.switch_on()
 
     def switch_on(self) -> None:
         """Be called from now on. Each hook keeps its number: for a new one torch's compiler would compile again."""
-        self.on = True
+        if self.on and not self._changed:
+            return
+        self.on, self._changed = True, False
         if self._forward is None:
             self._forward = register_module_forward_hook(self._after_forward, with_kwargs=True)
         _put(self._forward, self._after_forward)

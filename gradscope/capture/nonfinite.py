@@ -31,6 +31,11 @@ _LOSS_NODES = frozenset(
 _HARMLESS = TRANSPARENT | frozenset(
     "LogSoftmax Relu Threshold LeakyRelu Tanh Sigmoid Gelu Silu Elu Neg Abs Index Gather Select Split Cat Stack".split()
 )
+# What adds up products or deviations of its operands' elements: -infinity among them is no mask, and makes NaN or infinity.
+_SUMS = frozenset(
+    "Addmm Mm Bmm Baddbmm Addbmm Mv Addmv Linear Convolution NativeBatchNorm CudnnBatchNorm NativeLayerNorm NativeGroupNorm "
+    "MseLoss SmoothL1Loss HuberLoss".split()
+)
 _TO_WEIGHT = 4  # nodes between a layer and its parameter at most: a transposition, a conversion
 
 
@@ -103,7 +108,7 @@ class _Search:
             node, saved = nodes[index], dict(_operands(nodes[index]))
             if wrong:
                 yield _Suspect(node)
-            yield from (_Suspect(node, saved[i]) for i, s in enumerate(node.inputs) if s is None and _is_wrong(saved.get(i)))
+            yield from (_Suspect(node, saved[i]) for i, s in enumerate(node.inputs) if s is None and _spoils(node, saved.get(i)))
             sources = [
                 (source, saved.get(place))
                 for place, source in enumerate(node.inputs)
@@ -177,6 +182,11 @@ def _saved_names(handle: Any) -> list[str]:
 def _is_wrong(value: torch.Tensor | None) -> bool:
     """Whether it is known to hold NaN or +infinity; -infinity alone is how masks are written."""
     return value is not None and bool((torch.isnan(value) | torch.isposinf(value)).any())
+
+
+def _spoils(node: Node, value: torch.Tensor | None) -> bool:
+    """Whether an operand without a gradient makes the node's result wrong."""
+    return _is_wrong(value) or (value is not None and node.name in _SUMS and not is_finite(value))
 
 
 def _is_fine(node: Node, value: torch.Tensor | None) -> bool:

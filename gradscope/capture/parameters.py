@@ -34,8 +34,7 @@ class _Tracked:
     parameter: torch.nn.Parameter
     samples: _Samples
     row: int
-    block: Block
-    grid: Grid | None  # instead of the block, where there is one
+    pattern: Grid | Block  # which of its elements are sampled
     shape: torch.Size
 
     def describes(self, parameter: torch.nn.Parameter) -> bool:
@@ -66,9 +65,9 @@ class _Samples:
 
     def add(self, name: str, parameter: torch.nn.Parameter) -> None:
         row = min(arena.add_row() for arena in (self.before, self.carried, self.after, self.gradient))  # the same in all
-        block = parameter_block(tuple(parameter.shape), parameter.stride(), self.device)
-        grid = parameter_grid(tuple(parameter.shape), parameter.stride())
-        self.tracked.append(_Tracked(name, parameter, self, row, block, grid, parameter.shape))
+        shape, strides = tuple(parameter.shape), parameter.stride()
+        pattern = parameter_grid(shape, strides) or parameter_block(shape, strides, self.device)
+        self.tracked.append(_Tracked(name, parameter, self, row, pattern, parameter.shape))
 
     def weights(self) -> list[tuple[_Tracked, torch.Tensor]]:
         return [(t, t.parameter) for t in self.tracked]
@@ -340,11 +339,11 @@ def _take(arena: Arena, found: Sequence[tuple[_Tracked, torch.Tensor]]) -> None:
     views: list[torch.Tensor] = []
     with torch.no_grad():  # cheaper than to detach every tensor
         for t, tensor in found:
-            if t.grid is not None:
+            if isinstance(t.pattern, Grid):
                 rows.append(t.row)
-                views.append(tensor.as_strided(t.grid.shape, t.grid.strides))
+                views.append(tensor.as_strided(t.pattern.shape, t.pattern.strides))
             else:
-                arena.gather(t.row, tensor, t.block)
+                arena.gather(t.row, tensor, t.pattern)
         if rows:
             arena.copy(rows, views)
 

@@ -25,7 +25,7 @@ from gradscope.capture.pulses import PulseMaker
 from gradscope.capture.transfer import Mailbox
 from gradscope.records import Frame
 
-GRAPHS_DENSE = 3  # sampled steps whose graphs are read from the start, then one in GRAPHS_EVERY
+GRAPHS_EARLY = (0, 1, 2, 6, 12)  # sampled steps whose graphs are read, then one in GRAPHS_EVERY
 GRAPHS_EVERY = 25
 MOST_HELD = 8  # sampled steps that are held back and reduced together,
 MOST_SECONDS = 0.5  # and for how long: what a crash may cost
@@ -84,8 +84,8 @@ class SampledSteps:
     def _is_graph_due(self) -> bool:
         if self._light or self._samples < self._graph_at:
             return False
-        dense = self._samples + 1 < GRAPHS_DENSE
-        self._graph_at = self._samples + 1 if dense else (self._samples // GRAPHS_EVERY + 1) * GRAPHS_EVERY
+        later = (self._samples // GRAPHS_EVERY + 1) * GRAPHS_EVERY
+        self._graph_at = next((early for early in GRAPHS_EARLY if early > self._samples), later)
         return True
 
     def leave(self) -> None:
