@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import final
 
@@ -18,6 +19,7 @@ from gradscope.trends import median_of
 POINTS = 100  # for each e-fold of the length of a run; TensorBoard keeps a thousand of a curve
 _SPIKE = 3.0  # times the loss beside it that makes a step be drawn instead
 _FROM_PULSES = ("loss", "gradient_norm", "learning_rate")
+_LOSS = PULSE_FIELDS.index("loss")
 
 
 @final
@@ -25,8 +27,9 @@ class Curves:
     """Turns pulses and frames into points. Keeps what it needs to thin the one and to name the sites of the other."""
 
     def __init__(self) -> None:
-        self._waiting: list[npt.NDArray[np.float64]] = []  # pulses since the last point
+        self._highest: npt.NDArray[np.float64] | None = None  # the pulse with the highest loss since the last point
         self._last = -1.0
+        self._next_frame = 0  # the first step whose frame is drawn next
         self._seconds = 0.0
         self._own_seconds = 0.0
         self._rectified: frozenset[str] = frozenset()  # modules whose output goes through a ReLU, or came out of one
@@ -42,16 +45,14 @@ class Curves:
         for row in rows:
             self._seconds += row[PULSE_FIELDS.index("seconds")]
             self._own_seconds += row[PULSE_FIELDS.index("own_seconds")]
-            self._waiting.append(row)
+            if self._highest is None or _height(row) > _height(self._highest):
+                self._highest = row.copy()
             if row[0] >= self._last + max(1.0, row[0] // POINTS):
-                yield self._point()
+                yield self._point(row, self._highest)
 
-    def _point(self) -> tuple[int, dict[str, float]]:
-        rows, self._waiting = self._waiting, []
-        self._last = float(rows[-1][0])
-        losses = np.abs([row[PULSE_FIELDS.index("loss")] for row in rows])
-        highest = int(np.argmax(np.where(np.isnan(losses), np.inf, losses)))
-        row = rows[highest] if not losses[highest] <= _SPIKE * losses[-1] else rows[-1]
+    def _point(self, last: npt.NDArray[np.float64], highest: npt.NDArray[np.float64]) -> tuple[int, dict[str, float]]:
+        self._last, self._highest = float(last[0]), None
+        row = last if abs(highest[_LOSS]) <= _SPIKE * abs(last[_LOSS]) else highest
         pulse = dict(zip(PULSE_FIELDS, map(float, row), strict=True))
         points = {f"gradscope/{name}": pulse[name] for name in _FROM_PULSES if not np.isnan(pulse[name])}
         if pulse["backwards"] > 0:
@@ -61,7 +62,10 @@ class Curves:
         return int(row[0]), points
 
     def of_frame(self, frame: Frame) -> dict[str, float]:
-        """The points of one sampled step."""
+        """The points of one sampled step; of ever fewer, as with pulses, and none in between."""
+        if frame.step < self._next_frame:
+            return {}
+        self._next_frame = frame.step + max(1, frame.step // POINTS)
         ratios = _of(frame.columns["update.ratio"], frame.schema.parameters, self._matrices)
         points = {"gradscope/update_ratio_median": median_of(ratios), "gradscope/update_ratio_max": _largest(ratios)}
         for kind, label in (("activation", "activation_rms"), ("activation_gradient", "gradient_rms")):
@@ -72,6 +76,12 @@ class Curves:
         points["gradscope/saturated_share_max"] = _largest(frame.columns["activation.saturated"])
         points["gradscope/nonfinite"] = _largest(frame.columns["activation.nonfinite"])
         return {tag: value for tag, value in points.items() if not np.isnan(value)}
+
+
+def _height(row: npt.NDArray[np.float64]) -> float:
+    """How high a pulse's loss is; what is not finite is higher than all."""
+    height = abs(float(row[_LOSS]))
+    return float("inf") if math.isnan(height) else height
 
 
 def _of(values: Array, sites: tuple[Site, ...], wanted: frozenset[str]) -> Array:

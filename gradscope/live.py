@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from itertools import count
 from pathlib import Path
 from time import monotonic
+from typing import cast
 from typing import final
 
 import numpy as np
@@ -20,12 +23,28 @@ from gradscope.curves import Curves
 from gradscope.failures import warn
 from gradscope.logdir.recorder import Recorder
 from gradscope.logdir.runs import SUBRUN
+from gradscope.memory.history import History
+from gradscope.memory.layout import Layout
+from gradscope.memory.pulses import fewer_pulses
+from gradscope.ration import Ration
 from gradscope.records import PULSE_FIELDS
+from gradscope.records import Array
 from gradscope.records import Frame
 from gradscope.records import RunInfo
+from gradscope.records import Schema
 
 FLUSH_SECONDS = 2.0  # what ``kill -9`` may cost at most, in pulses
 _MOST_WAITING = 512
+_MOST_UNWRITTEN = 8192  # where pulses are rationed
+
+# What a process may write, see docs/record.md: bytes at once, and bytes for each day.
+FRAMES_AT_ONCE, FRAMES_A_DAY = 256 * 2.0**20, 1024 * 2.0**20
+PULSES_AT_ONCE, PULSES_A_DAY = 64 * 2.0**20, 256 * 2.0**20
+RESERVE = 64 * 2.0**20  # beyond it, for frames that stand out
+STRETCH = 6  # frames from one that stands out that are written in any case
+_BEFORE = 2  # frames that were left out, and are written after all when the next one stands out
+_MOST_LAYOUTS = 64  # remembered: a model whose sites change all the time has many
+_TAG = 64  # bytes that a column takes beside its numbers, about
 
 
 def run_directory(logdir: Path, name: str, *, explicit: bool, taken: Collection[Path]) -> Path:
@@ -41,16 +60,23 @@ def run_directory(logdir: Path, name: str, *, explicit: bool, taken: Collection[
 
 @final
 class Archive:
-    """Everything one scope has captured, in memory and on disk. A disk that takes no more costs a warning, not the run."""
+    """What one scope has captured, on disk and, as far as memory goes, in memory: the same that the record gives when read.
+
+    A disk that takes no more costs a warning, not the run.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._recorder: Recorder | None = Recorder(directory)
-        self._numbers = array("d")  # the pulses, row after row
-        self._written = 0  # rows on the disk
+        self._history = History()
+        self._layouts: dict[tuple[int, tuple[str, ...]], tuple[Schema, Layout]] = {}
+        self._numbers = array("d")  # the pulses that are not on the disk, row after row
         self._flushed = monotonic()
         self._curves = Curves()
-        self.frames: list[Frame] = []
+        self._frame_ration = Ration(start=FRAMES_AT_ONCE, a_day=FRAMES_A_DAY)
+        self._pulse_ration = Ration(start=PULSES_AT_ONCE, a_day=PULSES_A_DAY)
+        self._left_out: deque[Frame] = deque(maxlen=_BEFORE)
+        self._stretch = 0  # frames that are still to be written in any case
 
     @property
     def logdir(self) -> Path:
@@ -62,51 +88,98 @@ class Archive:
         return "." if self._directory.name == SUBRUN else self._directory.name
 
     @property
+    def frames(self) -> tuple[Frame, ...]:
+        """The frames in memory, in the order of their steps, without histograms. Good until the next one comes."""
+        held = self._history.held_frames()
+        return tuple(Frame(frame.step, cast("Schema", frame.columns.layout.schema), frame.columns) for frame in held)
+
+    @property
+    def sampled(self) -> int:
+        """How many frames were recorded."""
+        return self._history.sampled
+
+    @property
     def pulses(self) -> npt.NDArray[np.float64]:
-        """All pulses, [steps, PULSE_FIELDS]; a copy."""
-        return np.array(self._numbers, dtype=np.float64).reshape(-1, len(PULSE_FIELDS))
+        """The pulses in memory and those that are not on the disk yet, [steps, PULSE_FIELDS]; a copy."""
+        return np.concatenate([self._history.held_pulses(), self._waiting()])
 
     def info(self, info: RunInfo) -> None:
         self._curves.learn(info)
-        self._try(lambda recorder: recorder.info(info))
+        self._try(lambda recorder: recorder.info(info), self._frame_ration)
 
     def observe(self, step: int, scalars: Mapping[str, float]) -> None:
         """Scalars of the user's own, for TensorBoard beside ours."""
         points = {f"gradscope/observed/{name}": value for name, value in scalars.items()}
         self._try(lambda recorder: recorder.scalars(step, points))
 
-    def frame(self, frame: Frame) -> None:
-        self.frames.append(frame)
-        self._try(lambda recorder: recorder.frame(frame, self._curves.of_frame(frame)))
+    def frame(self, frame: Frame, *, alarming: bool = False) -> None:
+        """Take a sampled step, unless the disk's ration is used up; one that is ``alarming`` or stands out is always taken."""
+        layout = self._layout_of(frame)
+        numbers = np.concatenate(list(frame.columns.values()))
+        room = self._frame_ration.room
+        if room < numbers.nbytes + _TAG * len(frame.columns):
+            self._stretch = STRETCH if alarming or self._history.stands_out(layout, numbers) else self._stretch - 1
+            if self._stretch <= 0 or room < -RESERVE:
+                self._left_out.append(frame)
+                return
+            while self._left_out:
+                before = self._left_out.popleft()
+                self._keep(before, self._layout_of(before), np.concatenate(list(before.columns.values())))
+        self._left_out.clear()
+        # Histograms are most of a record, and no rule looks at them: they go first.
+        self._keep(frame if room > self._frame_ration.start / 2 else replace(frame, histograms={}), layout, numbers)
+
+    def _keep(self, frame: Frame, layout: Layout, numbers: Array) -> None:
+        self._history.frame(frame.step, layout, numbers)
+        self._try(lambda recorder: recorder.frame(frame, self._curves.of_frame(frame)), self._frame_ration)
+
+    def _layout_of(self, frame: Frame) -> Layout:
+        # By identity, as frames share their schema; it is held with the layout, so that no other takes its id.
+        key = (id(frame.schema), tuple(frame.columns))
+        if key not in self._layouts:
+            if len(self._layouts) >= _MOST_LAYOUTS:
+                self._layouts.clear()
+            self._layouts[key] = (frame.schema, Layout(frame.schema, key[1], [len(held) for held in frame.columns.values()]))
+        return self._layouts[key][1]
 
     def pulse(self, row: tuple[float, ...]) -> None:
         self._numbers.extend(row)
-        waiting = len(self._numbers) // len(PULSE_FIELDS) - self._written
-        if waiting >= _MOST_WAITING or monotonic() - self._flushed > FLUSH_SECONDS:
+        waiting = len(self._numbers) // len(PULSE_FIELDS)
+        enough = waiting >= _MOST_WAITING and (self._numbers.itemsize * len(self._numbers) < self._pulse_ration.room)
+        if enough or waiting >= _MOST_UNWRITTEN or monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
     def text(self, markdown: str, step: int) -> None:
-        self._try(lambda recorder: recorder.text(markdown, step))
+        self._try(lambda recorder: recorder.text(markdown, step), self._frame_ration)
 
     def flush(self) -> None:
         """Write the pulses that are still only in memory, and the points of their curves."""
-        rows = np.array(self._numbers[self._written * len(PULSE_FIELDS) :]).reshape(-1, len(PULSE_FIELDS))
-        self._written += len(rows)
+        rows = self._waiting()
+        del self._numbers[:]
         self._flushed = monotonic()
-        self._try(lambda recorder: recorder.pulses(rows))
+        most = int(max(self._pulse_ration.room, 0)) // (rows.itemsize * len(PULSE_FIELDS))
+        kept = fewer_pulses(rows, most) if len(rows) > most else rows
+        self._history.pulses(kept)
+        self._try(lambda recorder: recorder.pulses(kept), self._pulse_ration)
         for step, points in self._curves.of_pulses(rows):
-            self._try(partial(_write_points, step=step, points=points))
+            self._try(partial(_write_points, step=step, points=points), self._frame_ration)
 
     def close(self) -> None:
         self.flush()
         self._try(lambda recorder: recorder.close())
         self._recorder = None
 
-    def _try(self, write: Callable[[Recorder], None]) -> None:
+    def _waiting(self) -> npt.NDArray[np.float64]:
+        return np.array(self._numbers, dtype=np.float64).reshape(-1, len(PULSE_FIELDS))
+
+    def _try(self, write: Callable[[Recorder], None], ration: Ration | None = None) -> None:
         if self._recorder is None:
             return
         try:
+            before = self._recorder.written
             write(self._recorder)
+            if ration is not None:
+                ration.spend(self._recorder.written - before)
         except OSError as error:
             self._recorder = None
             why = error.strerror or str(error)

@@ -123,6 +123,11 @@ PULSE_FIELDS = (
 )
 
 
+def spans_of(steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How many steps each row of pulses stands for: from the row before it to its own."""
+    return np.maximum(np.diff(steps, prepend=steps[:1] - 1), 1)
+
+
 class Severity(IntEnum):
     """How bad a finding is: info is worth knowing, warning is likely harmful, critical wastes the training."""
 
@@ -234,7 +239,7 @@ class OptimizerInfo:
 class LossInfo:
     """The contract between model and loss, as the autograd graph shows it."""
 
-    kind: str  # cross_entropy nll mse l1 smooth_l1 bce bce_with_logits kl_div poisson_nll gaussian_nll other
+    kind: str  # cross_entropy nll mse l1 smooth_l1 bce bce_with_logits kl_div poisson_nll gaussian_nll ctc hinge soft_margin other
     node: str  # name of the autograd node
     reduction: str | None = None  # mean sum none
     input_shape: tuple[int, ...] | None = None
@@ -290,7 +295,7 @@ class Origin:
     """Where the first value that is not finite came from, found at the step itself: the black box."""
 
     step: int
-    place: str  # parameter input forward between loss backward
+    place: str  # parameter input forward between loss target backward; target: what the loss is compared or weighed with
     module: str | None = None  # the first module, in the order of the pass, whose result is not finite
     before: str | None = None  # the last one before it whose result is finite
     node: str | None = None  # the operation's autograd node: "LogBackward0"

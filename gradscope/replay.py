@@ -69,5 +69,5 @@ def _judged(directory: RunDirectory, select: tuple[str, ...] | None, ignore: tup
         raise LogdirError(f"{directory.path} holds no step that can be read: {' '.join(recorded.damage)}")
     info = recorded.info
     rules = chosen(info.select if select is None else select, info.ignore if ignore is None else ignore)
-    timeline = Timeline(info, recorded.frames, recorded.pulses)
+    timeline = Timeline(info, recorded.frames, recorded.pulses, sampled=recorded.sampled)
     return diagnose(timeline, rules, run=recorded.name, damage=recorded.damage)

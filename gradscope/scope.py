@@ -169,6 +169,7 @@ class Scope:
         try:
             try:
                 self._watch.stop()
+                self._archive.flush()  # first: what is rationed on its way to the disk is not judged either
                 self._judge()
             finally:
                 self._archive.close()
@@ -187,14 +188,14 @@ class Scope:
         self._archive.info(info)
 
     def frame(self, frame: Frame) -> None:
-        self._archive.frame(frame)
+        self._archive.frame(frame, alarming=self._watch.alarmed)
 
     def pulse(self, row: tuple[float, ...]) -> None:
         self._archive.pulse(row)
 
     def step_done(self) -> None:
         """Judge what is there, where enough has come since the last time."""
-        due = len(self._archive.frames) >= self._judge_at or self._watch.alarmed
+        due = self._archive.sampled >= self._judge_at or self._watch.alarmed
         if due and perf_counter() >= self._judge_from:
             self._watch.alarmed = False
             started = perf_counter()
@@ -210,9 +211,9 @@ class Scope:
     # -- judging
 
     def _judge(self) -> RunReport:
-        frames = self._archive.frames
-        self._judge_at = max(len(frames) + 1, int(len(frames) * GROWTH_BETWEEN_JUDGEMENTS))
-        timeline = Timeline(self._watch.info, frames, self._archive.pulses)
+        sampled = self._archive.sampled
+        self._judge_at = max(sampled + 1, int(sampled * GROWTH_BETWEEN_JUDGEMENTS))
+        timeline = Timeline(self._watch.info, self._archive.frames, self._archive.pulses, sampled=sampled)
         report = diagnose(timeline, self._rules, run=self._archive.run)
         self._tell(report)
         return report

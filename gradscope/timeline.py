@@ -11,6 +11,8 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from gradscope.lacking import lacking
+from gradscope.lacking import lacking_fact
 from gradscope.records import PULSE_FIELDS
 from gradscope.records import Array
 from gradscope.records import Frame
@@ -20,16 +22,18 @@ from gradscope.records import ParameterInfo
 from gradscope.records import RunInfo
 from gradscope.records import Schema
 from gradscope.records import Site
+from gradscope.records import spans_of
 from gradscope.trends import falls
+from gradscope.trends import level_start
 from gradscope.trends import median_of
 from gradscope.trends import smoothed
+from gradscope.weighing import changes
+from gradscope.weighing import factors
 
 CREEP = 0.005  # share of the loss that a hundred steps take off it, below which it stands still
 FEW_TERMS = 8  # numbers that a loss is the mean of, below which it is noisy
-START = 21  # losses that the noise is estimated from with which training starts
-LEAST_START = 8  # of them, that it can be estimated from
-MOST_LEVEL = 10  # losses at most that say where training started
-NOISE = 2.5  # standard deviations of a difference of two losses that noise explains
+SAMPLING = 1.5  # what the error of sampled elements may come to
+MOST_DEVIATIONS = 10.0  # of the logits, that a cross-entropy may lie above ln C
 _CLASSIFICATIONS = frozenset(("cross_entropy", "nll", "bce", "bce_with_logits"))
 
 # E[f²] and E[f'²] for a standard normal pre-activation, by numeric integration; 1/sqrt(E[f²]) is the gain of He et al. 2015.
@@ -37,17 +41,7 @@ ACTIVATION_ENERGY = {
     "relu": 0.500, "leaky_relu": 0.500, "tanh": 0.394, "sigmoid": 0.293, "gelu": 0.425,
     "silu": 0.356, "elu": 0.645, "selu": 1.0,
 }  # fmt: skip
-
-
 _SEEN_BY_HOOKS = frozenset(("input", "activation", "activation_gradient"))
-_LACKING = {
-    "input": "the model took no floating-point tensor as input",
-    "loss": "the loss function was not recognised in the autograd graph",
-    "attention": "no scaled dot-product attention was seen in the autograd graph",
-    "activation.saturated": "no tanh or sigmoid was seen",
-    "loss.target_rms": "the targets of the loss are labels, or could not be seen",
-    "loss.label_entropy": "the targets of the loss are no class labels, or could not be seen",
-}
 
 
 @dataclass(frozen=True)
@@ -69,12 +63,22 @@ class Layer:
 class Timeline:
     """All that is known of one run, as columns of steps by sites. Rules read it; nothing but capture and replay adds to it.
 
-    ``frames`` and ``pulses`` come in the order of their steps. A column is built when it is first asked for and kept.
+    ``frames`` and ``pulses`` come in the order of their steps; of a long run they are those that ``memory.history.History`` holds on
+    to, with gaps as sparse sampling leaves them. A column is built when it is first asked for and kept.
     """
 
-    def __init__(self, info: RunInfo, frames: Iterable[Frame] = (), pulses: npt.NDArray[np.float64] | None = None) -> None:
+    def __init__(
+        self,
+        info: RunInfo,
+        frames: Iterable[Frame] = (),
+        pulses: npt.NDArray[np.float64] | None = None,
+        *,
+        sampled: int | None = None,
+    ) -> None:
+        """``sampled`` is how many frames were recorded, where that is more than are held."""
         self.info = info
         self.frames = tuple(frames)
+        self.sampled_steps = len(self.frames) if sampled is None else sampled
         empty = np.zeros((0, len(PULSE_FIELDS)))
         self._pulses = empty if pulses is None or not len(pulses) else np.asarray(pulses, dtype=np.float64)
         self._columns: dict[str, Array] = {}
@@ -138,13 +142,18 @@ class Timeline:
         """One field of every step's pulse, see ``records.PULSE_FIELDS``."""
         return self._pulses[:, PULSE_FIELDS.index(field)]
 
+    @property
+    def spans(self) -> npt.NDArray[np.int64]:
+        """How many steps each pulse stands for: its own, and those before it that are not held."""
+        return spans_of(self.pulse("step").astype(np.int64))
+
     # -- facts
 
     def lack(self, need: str) -> str | None:
         """Why ``need`` (a column, ``pulse.<field>`` or ``fact.<name>``) is not there; None where it is."""
         kind, _, name = need.partition(".")
         if kind == "fact":
-            return self._lack_of_fact(name)
+            return lacking_fact(self.info, name)
         if kind == "pulse":
             held = np.isfinite(self.pulse(name)) | ((name == "loss") & (self.pulse("backwards") > 0))
             return None if held.any() else f"no {name.replace('_', ' ')} was seen"
@@ -154,25 +163,14 @@ class Timeline:
         if kind in _SEEN_BY_HOOKS and self._unseen:
             return "no call of the model's layers was seen: compiled, scripted and transformed code runs no hooks"
         if not sites:
-            return _LACKING.get(kind, f"no {kind.replace('_', ' ')} was seen")
-        if np.isfinite(self.column(need)).any():
-            return None
-        return _LACKING.get(need, f"{name.replace('_', ' ')} of {kind.replace('_', ' ')}s was not captured")
+            return lacking(kind)
+        return None if np.isfinite(self.column(need)).any() else lacking(need)
 
     @cached_property
     def _unseen(self) -> bool:
         """Whether the model has layers with parameters and none of them was ever seen running."""
         layers = {module.path for module in self.info.modules if module.parameters and module.role != "container"}
         return bool(layers) and layers.isdisjoint(site.path for site in self.schema.modules)
-
-    def _lack_of_fact(self, name: str) -> str | None:
-        if name == "wiring" and self.info.wiring is None:
-            return "no autograd graph was read: the loss's backward() was not seen"
-        if name == "loss" and not (self.info.wiring and any(loss.kind != "other" for loss in self.info.wiring.losses)):
-            return "the loss function was not recognised in the autograd graph"
-        if name == "optimizer" and not self.info.optimizers:
-            return "no optimizer that holds the model's parameters was seen stepping"
-        return None
 
     @cached_property
     def modules(self) -> dict[str, ModuleInfo]:
@@ -230,8 +228,25 @@ class Timeline:
 
     @cached_property
     def loss(self) -> npt.NDArray[np.float64]:
-        """The loss of every step that had a backward call, in order."""
-        return self.pulse("loss")[self.pulse("backwards") > 0]
+        """The loss of every step that had a backward call, in order, all with the weight that it has at the end."""
+        return self.pulse("loss")[self.pulse("backwards") > 0] * factors(self.loss_steps, self.reweighed)
+
+    @cached_property
+    def gradient_norms(self) -> npt.NDArray[np.float64]:
+        """The gradient norm of every step as it would be with the weight that the loss has at the end; [pulses]."""
+        return self.pulse("gradient_norm") * factors(self.pulse("step").astype(np.int64), self.reweighed)
+
+    @cached_property
+    def reweighed(self) -> list[tuple[int, float]]:
+        """From which steps on the only loss counts how many times as much as before; empty where its weight stayed."""
+        losses, alone = self.pulse("loss")[self.pulse("backwards") > 0], len(self.schema.losses) == 1
+        return changes(self.loss_steps, losses, self.steps, self.column("loss.weight")[:, 0]) if alone else []
+
+    @cached_property
+    def loss_weight(self) -> float:
+        """By how much the first loss counts since it was last given another weight; NaN where that is not known."""
+        weights = self.column("loss.weight")[self.steps >= (self.reweighed[-1][0] if self.reweighed else 0)]
+        return median_of(weights[:, 0]) if weights.shape[1] else float("nan")
 
     @cached_property
     def loss_steps(self) -> npt.NDArray[np.int64]:
@@ -254,21 +269,8 @@ class Timeline:
         """
         known = len(self.loss) and np.isfinite(self.loss[0]) and not self.noisy_loss
         start = float(self.loss[0]) if known else median_of(self.loss[:3])
-        level = self._level_losses
+        level = level_start(self.loss)
         return min(start, float(np.median(level))) if len(level) >= 3 else start
-
-    @property
-    def _level_losses(self) -> npt.NDArray[np.float64]:
-        """The first losses, up to the one that differs from the first by more than noise explains; [] where that is not known.
-
-        Second differences of a loss that falls smoothly are all but nothing; those of noise have a variance of 6 sigma².
-        """
-        losses = self.loss[:START]
-        if len(losses) < LEAST_START or not (np.abs(losses) < 1e100).all():  # finite, and so are their differences
-            return losses[:0]
-        sigma = float(np.median(np.abs(np.diff(losses, 2)))) / 0.6745 / math.sqrt(6)
-        away = np.abs(losses[:MOST_LEVEL] - losses[0]) > NOISE * math.sqrt(2) * sigma
-        return losses[: int(np.argmax(away)) if away.any() else MOST_LEVEL]
 
     @cached_property
     def last_loss(self) -> float:
@@ -292,13 +294,33 @@ class Timeline:
 
     @cached_property
     def _loss_factor(self) -> float:
-        """What makes a mean over the terms of the first loss into the loss as it is: its weight, times N for a sum."""
+        """What makes a mean over the terms of the first loss into the loss as it is.
+
+        Its weight, times N for a sum over N terms; a sum that was divided by the batch's size alone adds up each sample's.
+        """
         losses = self.info.wiring.losses if self.info.wiring else ()
         if not self.schema.losses or not losses:
             return 1.0
-        weight, count = (median_of(self.column(f"loss.{name}")[:, 0]) for name in ("weight", "target_count"))
+        weight, count = self.loss_weight, median_of(self.column("loss.target_count")[:, 0])
         factor = weight if weight > 0 else 1.0
-        return factor * count if losses[0].reduction == "sum" and count > 0 else factor
+        if losses[0].reduction == "sum" and count > 0:
+            return factor * count
+        samples = (losses[0].target_shape or (0,))[0]
+        added = count / samples if samples and count > samples and self.loss[:1] > factor * self.most_mean else 1.0
+        return factor * added
+
+    @cached_property
+    def most_mean(self) -> float:
+        """The most that the first loss can have been on the first step as a mean over its terms; infinite where not known."""
+        losses = self.info.wiring.losses if self.info.wiring else ()
+        known = losses and self.schema.losses and len(self.frames) and len(self.loss)
+        if not known or self.steps[0] != self.loss_steps[0]:
+            return math.inf
+        output, target = (float(self.column(f"loss.{name}")[0, 0]) for name in ("input_rms", "target_rms"))
+        guess = math.log(losses[0].classes or 1)
+        most = {"mse": (output + target) ** 2, "l1": output + target, "cross_entropy": guess + MOST_DEVIATIONS * output}
+        limit = most.get(losses[0].kind, math.inf)
+        return SAMPLING * limit if math.isfinite(limit) else math.inf
 
     @cached_property
     def learning(self) -> bool:

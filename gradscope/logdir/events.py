@@ -37,6 +37,7 @@ class EventWriter:
         self._file: FileIO | None = None
         self._size = 0
         self._files = 0
+        self._written = 0
 
     @property
     def silent(self) -> bool:
@@ -47,6 +48,11 @@ class EventWriter:
     def at_start(self) -> bool:
         """Whether the next record begins a new file."""
         return self._file is None or self._size == 0 or self._size >= self._rotate_at
+
+    @property
+    def written(self) -> int:
+        """Bytes written so far, to all files."""
+        return self._written
 
     def write(self, event: Event) -> None:
         """Append one event. Raises OSError where the file cannot take it whole; what was written before stays readable."""
@@ -97,3 +103,4 @@ class EventWriter:
             # A full disk shows as a short count, not as an error.
             raise OSError(errno.ENOSPC, f"wrote {written} of {len(record)} bytes of a record", str(file.name))
         self._size += written
+        self._written += written

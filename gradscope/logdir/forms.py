@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from itertools import accumulate
 from itertools import pairwise
 from typing import final
 
@@ -19,9 +18,10 @@ from gradscope.logdir.tags import META
 from gradscope.logdir.tags import PULSE
 from gradscope.logdir.tags import SCHEMA
 from gradscope.logdir.tags import STATS
-from gradscope.records import Array
+from gradscope.memory.layout import Layout
+from gradscope.memory.layout import Row
 
-_OWN = tuple(tag.encode() for tag in (STATS, HISTOGRAMS, PULSE, META, SCHEMA))
+_OWN = tuple(tag.encode() for tag in (HISTOGRAMS, STATS, PULSE, META, SCHEMA))
 
 # Field numbers and wire types of event.proto, summary.proto and tensor.proto.
 _WALL_TIME_KEY = 0x09
@@ -40,17 +40,18 @@ class FrameForm:
 
     def __init__(self, body: bytes, vectors: list[tuple[str, int, int]], end: int) -> None:
         """``vectors``: tag, first byte and byte after the last in ``body``, in their order; ``end``: of the last's value."""
-        self.digest = vectors[0][0].split("/")[2]
-        self._names = [tag.split("/", 3)[3] for tag, _, _ in vectors]
         edges = [0, *(edge for _, first, stop in vectors for edge in (first, stop)), end]
         lengths = [right - left for left, right in pairwise(edges)]
         self._pieces = struct.Struct("<" + "".join(f"{length}s" for length in lengths))
         self._between = self._pieces.unpack_from(body)[0::2]
-        ends = [0, *accumulate(length // 4 for length in lengths[1::2])]
-        self._slices = [slice(left, right) for left, right in pairwise(ends)]
+        names = [tag.split("/", 3)[3] for tag, _, _ in vectors]
+        self._layout = Layout(vectors[0][0].split("/")[2], names, [length // 4 for length in lengths[1::2]])
 
-    def read(self, payload: bytes) -> tuple[int, dict[str, Array]] | None:
-        """Step and columns of a frame of this form, or None where ``payload`` is anything else."""
+    def read(self, payload: bytes, *, histograms: bool = True) -> tuple[int, Row] | None:
+        """Step and columns of a frame of this form, or None where ``payload`` is anything else.
+
+        Where no ``histograms`` are wanted, a frame that has some is read without them.
+        """
         head = _head(payload)
         if head is None or len(payload) - head[1] < self._pieces.size:
             return None
@@ -59,10 +60,9 @@ class FrameForm:
         if pieces[0::2] != self._between:
             return None
         end = start + self._pieces.size
-        if any(payload.find(tag, end) >= 0 for tag in _OWN):
+        if any(payload.find(tag, end) >= 0 for tag in (_OWN if histograms else _OWN[1:])):
             return None
-        numbers = np.frombuffer(b"".join(pieces[1::2]), dtype="<f4")
-        return step, {name: numbers[place] for name, place in zip(self._names, self._slices, strict=True)}
+        return step, Row(self._layout, np.frombuffer(b"".join(pieces[1::2]), dtype="<f4"))
 
 
 def learn(payload: bytes) -> FrameForm | None:
@@ -82,7 +82,9 @@ def learn(payload: bytes) -> FrameForm | None:
     except ValueError:
         return None
     digests = {tag.split("/")[2] for tag, _, _ in vectors}
-    return FrameForm(body, vectors, end) if len(digests) == 1 and all(tag.count("/") == 3 for tag, _, _ in vectors) else None
+    distinct = len({tag for tag, _, _ in vectors}) == len(vectors)
+    sound = len(digests) == 1 and distinct and all(tag.count("/") == 3 for tag, _, _ in vectors)
+    return FrameForm(body, vectors, end) if sound else None
 
 
 def _head(payload: bytes) -> tuple[int, int] | None:

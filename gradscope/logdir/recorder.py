@@ -44,6 +44,7 @@ from gradscope.records import Frame
 from gradscope.records import RunInfo
 from gradscope.records import Schema
 
+FORMS_KEPT = 8
 SCHEMA_EVERY = 256  # frames after which the schema is written again, lest one damaged record take the rest with it
 
 Described = tuple[Summary.Value, Callable[[], SummaryMetadata]]
@@ -66,10 +67,14 @@ class Recorder:
         self._schema_text = ""
         self._digest = ""
         self._frames_to_schema = 0
-        self._form: Form | None = None
-        # The last frame's event is filled with the next one's numbers: making a new one takes four times as long.
-        self._event = Event()
+        # A frame's event is filled with the next one's numbers of its form: making a new one takes four times as long.
+        self._events: dict[Form, Event] = {}
         self._histograms = HistogramSummaries()
+
+    @property
+    def written(self) -> int:
+        """Bytes written so far."""
+        return self._writer.written
 
     def info(self, info: RunInfo) -> None:
         """What does not change from step to step. Written only where it differs from what was given last."""
@@ -90,14 +95,13 @@ class Recorder:
         with self._lock:
             self._begin_file()
             self._announce(frame.schema)
-            self._fill(frame, scalars)
-            self._event.step = frame.step
-            self._event.wall_time = time.time()
+            event = self._filled(frame, scalars)
+            event.step = frame.step
+            event.wall_time = time.time()
             tags = (f"{STATS}{self._digest}/{name}" for name in frame.columns)
             if frame.histograms or not self._described.issuperset((*tags, *scalars)):
-                self._send(self._completed(frame, frozenset(scalars)))
-            else:
-                self._send(self._event)
+                event = self._completed(event, frame, frozenset(scalars))
+            self._send(event)
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Points of TensorBoard's scalar charts that belong to no frame."""
@@ -155,26 +159,33 @@ class Recorder:
             self._frames_to_schema = SCHEMA_EVERY
         self._frames_to_schema -= 1
 
-    def _fill(self, frame: Frame, scalars: Mapping[str, float]) -> None:
-        """Put the frame's numbers into the event that is kept for frames of its form."""
+    def _filled(self, frame: Frame, scalars: Mapping[str, float]) -> Event:
+        """The event that is kept for frames of this form, with the frame's numbers."""
         form = (self._digest, tuple(frame.columns), tuple(scalars))
-        if form != self._form:
-            columns = [array_value(f"{STATS}{self._digest}/{name}", _float32(column)) for name, column in frame.columns.items()]
-            points = [scalar_value(tag, number) for tag, number in scalars.items()]
-            self._event = Event()
-            self._event.summary.value.extend([*columns, *points])
-            self._form = form
-            return
-        values = iter(self._event.summary.value)
+        event = self._events.get(form)
+        if event is None:
+            if len(self._events) >= FORMS_KEPT:
+                self._events.clear()
+            event = self._events[form] = self._made(frame, scalars)
+            return event
+        values = iter(event.summary.value)
         for column in frame.columns.values():
             next(values).tensor.tensor_content = _float32(column).tobytes()
         for number in scalars.values():
             next(values).tensor.float_val[0] = number
+        return event
 
-    def _completed(self, frame: Frame, scalars: frozenset[str]) -> Event:
-        """The frame's event with its histograms, and with the metadata of what the file holds for the first time."""
+    def _made(self, frame: Frame, scalars: Mapping[str, float]) -> Event:
+        columns = [array_value(f"{STATS}{self._digest}/{name}", _float32(column)) for name, column in frame.columns.items()]
+        points = [scalar_value(tag, number) for tag, number in scalars.items()]
         event = Event()
-        event.CopyFrom(self._event)
+        event.summary.value.extend([*columns, *points])
+        return event
+
+    def _completed(self, filled: Event, frame: Frame, scalars: frozenset[str]) -> Event:
+        """A frame's event with its histograms, and with the metadata of what the file holds for the first time."""
+        event = Event()
+        event.CopyFrom(filled)
         described: list[Described] = [
             (value, scalar_metadata if value.tag in scalars else own_metadata) for value in event.summary.value
         ]

@@ -32,6 +32,8 @@ from gradscope.logdir.tags import digest8
 from gradscope.logdir.values import array_of
 from gradscope.logdir.values import scalar_of
 from gradscope.logdir.values import text_of
+from gradscope.memory.history import History
+from gradscope.memory.layout import Layout
 from gradscope.records import HISTOGRAM_BINS
 from gradscope.records import PULSE_FIELDS
 from gradscope.records import STATISTICS
@@ -44,21 +46,17 @@ OTHER_TAGS_KEPT = 20
 
 
 @dataclass
-class StoredFrame:
+class _Columns:
     """A frame whose schema is known by its digest only."""
 
-    step: int
-    digest: str
     columns: dict[str, Array] = field(default_factory=dict)
     histograms: dict[str, Array] = field(default_factory=dict)
 
 
 @dataclass
 class FileContent:
-    """What one event file holds."""
+    """What one event file holds beside frames and pulses."""
 
-    frames: list[StoredFrame] = field(default_factory=list)
-    pulses: list[npt.NDArray[np.float64]] = field(default_factory=list)
     pulse_fields: tuple[str, ...] = PULSE_FIELDS
     scalars: dict[str, dict[int, float]] = field(default_factory=dict)
 
@@ -67,7 +65,9 @@ class FileContent:
 class Replay:
     """Takes the records of a run in the order in which they were written. Raises LogdirError at one of a newer version."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, histograms: bool = False) -> None:
+        self._with_histograms = histograms
+        self.history = History()
         self.files: dict[str, FileContent] = {}
         self.schemas: dict[str, Schema] = {}
         self.info: RunInfo | None = None
@@ -75,6 +75,7 @@ class Replay:
         self.other_tags: dict[str, None] = {}  # some scalars of other tools that were not recognised
         self.faults: Counter[str] = Counter()  # what was wrong with records whose checksum held
         self._forms: list[FrameForm] = []
+        self._layouts: dict[tuple[str, tuple[str, ...], tuple[int, ...]], Layout] = {}
         self._recognised: dict[str, str | None] = {}
 
     @property
@@ -84,11 +85,15 @@ class Replay:
 
     def take(self, name: str, payload: bytes) -> None:
         """One record of the file ``name``."""
-        content = self.files.setdefault(name, FileContent())
+        content = self.files.get(name)
+        if content is None:
+            content = self.files[name] = FileContent()
+            self.history.begin()
         for form in self._forms:
-            known = form.read(payload)
+            known = form.read(payload, histograms=self._with_histograms)
             if known is not None:
-                content.frames.append(StoredFrame(known[0], form.digest, known[1]))
+                step, row = known
+                self.history.frame(step, row.layout, row.numbers)
                 return
         try:
             event = Event.FromString(payload)
@@ -98,13 +103,13 @@ class Replay:
         self._take_event(content, event, payload)
 
     def _take_event(self, content: FileContent, event: Event, payload: bytes) -> None:
-        frames: dict[str, StoredFrame] = {}
-        learnable = True
+        frames: dict[str, _Columns] = {}
+        learnable = event.step >= 0
         for value in event.summary.value:
             if value.metadata.plugin_data.plugin_name == PLUGIN:
                 _check_version(value.metadata.plugin_data.content)
                 learnable = False
-            if value.tag.startswith((STATS, HISTOGRAMS)):
+            if value.tag.startswith(STATS) or (value.tag.startswith(HISTOGRAMS) and self._with_histograms):
                 learnable &= self._take_column(frames, event.step, value)
             elif value.tag == PULSE:
                 self._take_pulses(content, value)
@@ -114,12 +119,21 @@ class Replay:
                 self._take_schema(value)
             elif not value.tag.startswith("gradscope"):
                 self._take_scalar(content, event.step, value)
-        content.frames.extend(frames.values())
+        for digest, frame in frames.items():
+            self._take_frame(event.step, digest, frame)
         self.own |= bool(frames)
         if frames and learnable and len(self._forms) < FORMS_KEPT and (form := learn(payload)) is not None:
             self._forms.append(form)
 
-    def _take_column(self, frames: dict[str, StoredFrame], step: int, value: Summary.Value) -> bool:
+    def _take_frame(self, step: int, digest: str, frame: _Columns) -> None:
+        names, sizes = tuple(frame.columns), tuple(map(len, frame.columns.values()))
+        layout = self._layouts.get((digest, names, sizes))
+        if layout is None:
+            layout = self._layouts[digest, names, sizes] = Layout(digest, names, sizes)
+        numbers = np.concatenate([np.zeros(0, dtype=np.float32), *frame.columns.values()])
+        self.history.frame(step, layout, numbers, histograms=frame.histograms)
+
+    def _take_column(self, frames: dict[str, _Columns], step: int, value: Summary.Value) -> bool:
         """Put one column into its frame; whether it was a sound vector."""
         parts = value.tag.split("/")
         array = array_of(value.tensor)
@@ -127,7 +141,7 @@ class Replay:
         if len(parts) != 4 or array is None or kind not in STATISTICS or step < 0:
             self.faults["a column that is not what its tag says"] += 1
             return False
-        frame = frames.setdefault(parts[2], StoredFrame(step, parts[2]))
+        frame = frames.setdefault(parts[2], _Columns())
         if value.tag.startswith(STATS) and array.ndim == 1 and array.dtype == np.dtype("<f4"):
             frame.columns[parts[3]] = array
             return True
@@ -149,7 +163,7 @@ class Replay:
         sound = (rows[:, 0] >= 0) & (rows[:, 0] < 2**53)
         if not sound.all():
             self.faults["a pulse without a step"] += int((~sound).sum())
-        content.pulses.append(rows[sound])
+        self.history.pulses(rows[sound])
 
     def _take_info(self, value: Summary.Value) -> None:
         self.own = True

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,8 @@ from gradscope.logdir.events import SUFFIX
 from gradscope.logdir.foreign import choose
 from gradscope.logdir.foreign import pulses_of
 from gradscope.logdir.reader import EventDirectory
-from gradscope.logdir.replay import FileContent
 from gradscope.logdir.replay import Replay
-from gradscope.logdir.replay import StoredFrame
-from gradscope.records import PULSE_FIELDS
+from gradscope.memory.layout import Layout
 from gradscope.records import Array
 from gradscope.records import Frame
 from gradscope.records import RunInfo
@@ -45,9 +43,10 @@ class RecordedRun:
 
     name: str
     info: RunInfo
-    frames: tuple[Frame, ...]  # in the order of their steps
-    pulses: npt.NDArray[np.float64]  # [steps, len(PULSE_FIELDS)], in the order of their steps
+    frames: tuple[Frame, ...]  # in the order of their steps; of a long run those that memory.history.History holds on to
+    pulses: npt.NDArray[np.float64]  # [steps, len(PULSE_FIELDS)], in the order of their steps; thinned likewise
     damage: tuple[str, ...]  # what could not be read, a sentence each
+    sampled: int | None = None  # how many frames were recorded, where that is more than are held
 
 
 def find_runs(logdir: Path) -> tuple[RunDirectory, ...]:
@@ -73,10 +72,13 @@ def find_runs(logdir: Path) -> tuple[RunDirectory, ...]:
     return tuple(sorted(_distinct(logdir, runs), key=lambda run: run.name))
 
 
-def read_run(run: RunDirectory) -> RecordedRun:
-    """All that is recorded of ``run``, also while it is still being written. Raises LogdirError."""
+def read_run(run: RunDirectory, *, histograms: bool = False) -> RecordedRun:
+    """What is recorded of ``run``, also while it is still being written; of a long run, no more than memory is to hold.
+
+    Raises LogdirError. The frames have their ``histograms`` only where these are asked for.
+    """
     directory = EventDirectory(run.path)
-    replay = Replay()
+    replay = Replay(histograms=histograms)
     try:
         for name, payload in directory.records():
             replay.take(name, payload)
@@ -91,7 +93,8 @@ def read_run(run: RunDirectory) -> RecordedRun:
     if info is None:
         replay.faults["no description of the run"] += 1
         info = RunInfo(name=run.name, model="unknown")
-    return RecordedRun(run.name, info, frames, _pulses(replay.files.values()), _damage(directory.damage, replay))
+    history = replay.history
+    return RecordedRun(run.name, info, frames, history.held_pulses(), _damage(directory.damage, replay), history.sampled)
 
 
 def _check_directory(logdir: Path) -> None:
@@ -170,43 +173,29 @@ def _distinct(logdir: Path, runs: list[RunDirectory]) -> Iterator[RunDirectory]:
 
 
 def _frames(replay: Replay) -> Iterator[Frame]:
-    """Frames in the order of their steps. A file that goes back to step s takes the place of all from s on before it."""
-    kept: dict[int, StoredFrame] = {}
-    for content in replay.files.values():
-        first = min((frame.step for frame in content.frames), default=None)
-        if first is not None:
-            kept = {step: frame for step, frame in kept.items() if step < first}
-        kept.update((frame.step, frame) for frame in content.frames)
-    for step in sorted(kept):
-        stored = kept[step]
-        schema = replay.schemas.get(stored.digest)
+    """The frames whose list of sites is known, in the order of their steps."""
+    fitting: dict[Layout, frozenset[str]] = {}  # columns that fit their list of sites
+    for held in replay.history.held_frames():
+        layout = held.columns.layout
+        schema = replay.schemas.get(str(layout.schema))
         if schema is None:
             replay.faults["a frame whose list of sites is lost"] += 1
             continue
-        columns = _fitting(stored.columns, schema, replay)
-        histograms = _fitting(stored.histograms, schema, replay)
-        yield Frame(step, schema, columns, histograms)
+        if layout not in fitting:
+            fitting[layout] = frozenset(_fitting({name: len(column) for name, column in held.columns.items()}, schema))
+        columns: Mapping[str, Array] = held.columns
+        if len(fitting[layout]) < len(columns):
+            columns = {name: column for name, column in columns.items() if name in fitting[layout]}
+        sizes = {kind: len(shares) for kind, shares in held.histograms.items()}
+        histograms = {kind: held.histograms[kind] for kind in _fitting(sizes, schema)}
+        lost = len(held.columns) - len(columns) + len(sizes) - len(histograms)
+        if lost:
+            replay.faults["a column that does not fit its list of sites"] += lost
+        yield Frame(held.step, schema, columns, histograms)
 
 
-def _fitting(columns: dict[str, Array], schema: Schema, replay: Replay) -> dict[str, Array]:
-    fitting = {name: held for name, held in columns.items() if len(held) == len(schema.sites(name.partition(".")[0]))}
-    if len(fitting) < len(columns):
-        replay.faults["a column that does not fit its list of sites"] += len(columns) - len(fitting)
-    return fitting
-
-
-def _pulses(contents: Iterable[FileContent]) -> npt.NDArray[np.float64]:
-    """Pulses in the order of their steps, restarts that go back applied as to frames."""
-    rows = np.zeros((0, len(PULSE_FIELDS)))
-    for content in contents:
-        added = np.concatenate([np.zeros((0, len(PULSE_FIELDS))), *content.pulses])
-        if len(added):
-            rows = np.concatenate([rows[rows[:, 0] < added[:, 0].min()], added])
-    # The last row of a step and optimizer counts.
-    keys = rows[::-1][:, [PULSE_FIELDS.index("step"), PULSE_FIELDS.index("foreign")]]
-    _, last = np.unique(keys, axis=0, return_index=True)
-    rows = rows[np.sort(len(rows) - 1 - last)]
-    return rows[np.argsort(rows[:, 0], kind="stable")]
+def _fitting(sizes: Mapping[str, int], schema: Schema) -> list[str]:
+    return [name for name, size in sizes.items() if size == len(schema.sites(name.partition(".")[0]))]
 
 
 def _foreign_run(run: RunDirectory, replay: Replay, damage: tuple[str, ...]) -> RecordedRun:

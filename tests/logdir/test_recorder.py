@@ -42,7 +42,7 @@ DEEP = Schema(
 
 
 def _read(directory: Path):
-    return read_run(RunDirectory(".", directory))
+    return read_run(RunDirectory(".", directory), histograms=True)
 
 
 @pytest.mark.parametrize("histograms", [False, True])

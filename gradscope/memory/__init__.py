@@ -1,0 +1,1 @@
+"""What of a run's frames and pulses stays in memory, live and when its record is read."""
