@@ -1,100 +1,84 @@
-"""The ways to watch a training that scripts/bench compares, and the process that trains under one of them."""
+"""What scripts/bench knows of a way to watch a training, and the ways that gradscope is compared with."""
 
 from __future__ import annotations
 
+import logging
 import os
-import tempfile
+import warnings
 from abc import ABC
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from time import perf_counter
-from time import process_time
 from typing import Any
 from typing import final
 
 import torch
-from bench_trainings import CASES
+from bench_trainings import Training
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a way itself says that it cost, as shares of the bare time of the same steps. NaN where it says nothing."""
+
+    first: float = float("nan")
+    later: float = float("nan")
+
+
+NOTHING_TOLD = Told()
 
 
 class Way(ABC):
-    """A way to watch a model. Setting it up is not timed; all else is."""
+    """A way to watch a training. Making it, pausing and closing are not timed."""
 
-    def resume(self, pause: float) -> None:  # noqa: B027
-        """The process goes on after others had their turns, for ``pause`` seconds. Not timed."""
+    def pause(self) -> None:  # noqa: B027
+        """Leave no trace in a bare training's steps."""
 
-    def after_step(self) -> None:  # noqa: B027
+    def resume(self) -> None:  # noqa: B027
+        """Go on where ``pause`` left off."""
+
+    def after_step(self, loss: torch.Tensor) -> None:  # noqa: B027
         """What the user's loop does for it after each step."""
 
     @abstractmethod
-    def close(self) -> float:
-        """End the watching; what it says that it cost, as a share of the bare step time, or NaN."""
+    def close(self, first: int) -> Told:
+        """End the watching, and account for the ``first`` steps and those after them."""
 
 
 @final
-class Bare(Way):
-    def close(self) -> float:
-        return float("nan")
-
-
-@final
-class Gradscope(Way):
-    def __init__(self, model: torch.nn.Module, folder: Path, every: int | None) -> None:
-        import gradscope
-        from gradscope.capture.steps import LOOP
-
-        self._folder, self._loop = folder, LOOP
-        self._scope = gradscope.attach(model, folder, every=every)
-
-    def resume(self, pause: float) -> None:
-        # The wait for the turn is no part of the training: with it the scope would believe that it has more time to spend, and
-        # that it is time to write to the disk.
-        for listener in self._loop.listeners:
-            listener._last_end += pause
-            if listener is not self._scope._watch:
-                listener._began += pause
-        for clock in (self._scope._watch._pulses, self._scope._archive):
-            clock._flushed += pause
-        self._scope._judge_from += pause
-
-    def close(self) -> float:
-        import gradscope
-
-        if self._scope._closed:
-            raise RuntimeError("gradscope stopped watching before the end: what was timed is no watched training.")
-        self._scope.close()
-        return gradscope.read(self._folder).runs[0].overhead
+class Unwatched(Way):
+    def close(self, first: int) -> Told:
+        return NOTHING_TOLD
 
 
 @final
 class Wandb(Way):
-    def __init__(self, model: torch.nn.Module, folder: Path) -> None:
+    def __init__(self, training: Training, folder: Path) -> None:
         os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", WANDB_DISABLE_GIT="true")
         import wandb
 
         settings = wandb.Settings(disable_git=True, disable_code=True, x_disable_stats=True, console="off")
         self._run = wandb.init(project="bench", dir=folder, settings=settings)
-        self._run.watch(model, log="all", log_freq=1)
+        self._run.watch(training.model, log="all", log_freq=1)
 
-    def after_step(self) -> None:
+    def after_step(self, loss: torch.Tensor) -> None:
         self._run.log({})
 
-    def close(self) -> float:
+    def close(self, first: int) -> Told:
         self._run.finish()
-        return float("nan")
+        return NOTHING_TOLD
 
 
 @final
 class Histograms(Way):
-    def __init__(self, model: torch.nn.Module, folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Each parameter and each gradient as a histogram of TensorBoard's, as many a training loop has it."""
+
+    def __init__(self, training: Training, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(folder)
-        self._model = model
+        self._model = training.model
         self._step = 0
-        optimizer.register_step_post_hook(self._add)
+        training.optimizer.register_step_post_hook(self._add)
 
     def _add(self, *_: Any) -> None:
         for name, parameter in self._model.named_parameters():
@@ -103,48 +87,46 @@ class Histograms(Way):
                 self._writer.add_histogram(f"{name}.grad", parameter.grad, self._step)
         self._step += 1
 
-    def close(self) -> float:
+    def close(self, first: int) -> Told:
         self._writer.close()
-        return float("nan")
+        return NOTHING_TOLD
 
 
-WAYS: dict[str, Callable[[torch.nn.Module, Path, torch.optim.Optimizer], Way]] = {
-    "bare": lambda model, folder, optimizer: Bare(),
-    "every": lambda model, folder, optimizer: Gradscope(model, folder, every=1),
-    "budget": lambda model, folder, optimizer: Gradscope(model, folder, every=None),
-    "wandb": lambda model, folder, optimizer: Wandb(model, folder),
-    "histograms": lambda model, folder, optimizer: Histograms(model, folder, optimizer),
-}
+@final
+class Torchmortem(Way):
+    """Activations, gradients and weights with its usual sampling."""
+
+    def __init__(self, training: Training, folder: Path) -> None:
+        from torchmortem import Autopsy
+
+        logging.getLogger("torchmortem").setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", "Full backward hook")  # torch's, about its hook on the first layer
+        self._autopsy = Autopsy(training.model, optimizer=training.optimizer)
+        self._autopsy.attach()
+
+    def after_step(self, loss: torch.Tensor) -> None:
+        self._autopsy.step(loss=loss.item())
+
+    def close(self, first: int) -> Told:
+        self._autopsy.detach()
+        return NOTHING_TOLD
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """Some steps in one go: the seconds of each, by the clock on the wall and of the processor, over all of its threads."""
+@final
+class Traintools(Way):
+    """Its gradient monitor, which looks at parameters and gradients before each step."""
 
-    wall: tuple[float, ...]
-    processor: tuple[float, ...]
+    def __init__(self, training: Training, folder: Path) -> None:
+        from traintools import GradientHealthMonitor
 
+        self._monitor = GradientHealthMonitor()
+        self._model = training.model
+        self._step = 0
+        training.optimizer.register_step_pre_hook(self._inspect)
 
-def serve(case: str, way: str, core: int, seed: int, pipe: Connection) -> None:
-    """Train ``case`` under ``way``. Each number that comes through the pipe asks for so many steps; 0 ends it."""
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    training = CASES[case].make()
-    steps = training.steps()
-    with tempfile.TemporaryDirectory() as folder:
-        watching = WAYS[way](training.model, Path(folder), training.optimizer)
-        os.sched_setaffinity(0, {core})  # this thread; helpers that were started before may use other cores
-        pipe.send(os.getpid())
-        stopped = perf_counter()
-        while count := pipe.recv():
-            watching.resume(perf_counter() - stopped)
-            wall, processor = [], []
-            for _ in range(count):
-                started, begun = perf_counter(), process_time()
-                next(steps)
-                watching.after_step()
-                processor.append(process_time() - begun)
-                wall.append(perf_counter() - started)
-            stopped = perf_counter()
-            pipe.send(Stretch(tuple(wall), tuple(processor)))
-        pipe.send(watching.close())
+    def _inspect(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self._monitor.inspect(self._model, step=self._step, lr=optimizer.param_groups[0]["lr"])
+        self._step += 1
+
+    def close(self, first: int) -> Told:
+        return NOTHING_TOLD
