@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from tests.zoo.models import convnet
 from tests.zoo.models import he
 from tests.zoo.models import mlp
 from tests.zoo.program import Fault
+from tests.zoo.program import Forward
 from tests.zoo.program import Loop
 from tests.zoo.program import Outcome
 from tests.zoo.program import Watch
@@ -67,18 +69,22 @@ def validated_in_training_mode(watch: Watch, faulty: bool) -> Outcome:
     x = data.standardised(x)
     model = convnet()
     others = 3 * x[:256] + 2
+    loop = Loop(watch, model, functional.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9))
 
-    def validate(step: int) -> None:
-        if step % 10 == 9:
-            model.train(faulty)
-            with torch.no_grad():
-                for part in others.split(64):
-                    model(part)
-            model.train()
+    def validate(part: Tensor) -> None:
+        loop.names["x"] = part
+        if loop.treated("validation"):
+            return
+        model.train(faulty)
+        with torch.no_grad():
+            model(part)
+        model.train()
 
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    outcome = fit(watch, model, data.batches(x, y, steps=120), functional.cross_entropy, optimizer, each=validate)
-    return Outcome(outcome.course, facts={"batches": float(model[1].num_batches_tracked)})
+    for step, (inputs, labels) in enumerate(data.batches(x, y, steps=120)):
+        loop.turn(inputs, labels)
+        for part in others.split(64) if step % 10 == 9 else ():
+            validate(part)
+    return Outcome(loop.outcome().course, facts={"batches": float(model[1].num_batches_tracked)})
 
 
 class Forgetful(nn.Module):
@@ -153,10 +159,13 @@ def clipped_while_scaled(watch: Watch, faulty: bool) -> Outcome:
     model = he(mlp(20, 64, 64, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    loop = Loop(watch, model, functional.cross_entropy, optimizer)
+    loop = Loop(watch, model, functional.cross_entropy, optimizer, scaler=scaler)
     for x, y in data.batches(*data.clusters(), steps=250):
         optimizer.zero_grad()
-        scaler.scale(loop.forward(x, y)).backward()
+        loss = loop.forward(x, y)
+        if loop.stepped_by_remedy():
+            continue
+        scaler.scale(loss).backward()
         if not faulty:
             scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -205,25 +214,21 @@ class OldSGD(torch.optim.Optimizer):
 class Stateful(nn.Module):
     """A recurrent cell that goes on where the last batch ended."""
 
-    def __init__(self, *, detached: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.cell, self.head, self.detached = nn.RNNCell(4, 24), nn.Linear(24, 1), detached
-        self.state: Tensor | None = None
+        self.cell, self.head = nn.RNNCell(4, 24), nn.Linear(24, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        state = self.state
-        if state is not None and self.detached:
-            state = state.detach()
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         for part in x.unbind(1):
             state = self.cell(part, state)
-        self.state = state
-        return self.head(state)
+        return self.head(state), state
 
 
 def hidden_state_kept(watch: Watch, faulty: bool) -> Outcome:
     """A stream in pieces of six; the hidden state is handed on with its graph, and retain_graph=True silences the error."""
-    model = Stateful(detached=not faulty)
-    loop = Loop(watch, model, functional.mse_loss, OldSGD(model.parameters(), lr=0.05))
+    model = Stateful()
+    optimizer = OldSGD(model.parameters(), lr=0.05)
+    loop = Loop(watch, model, functional.mse_loss, optimizer, forward=_carried(faulty), state=torch.zeros(32, 24))
     sizes = []
     for _ in range(120):
         x = torch.randn(32, 6, 4)
@@ -235,26 +240,34 @@ def hidden_state_kept(watch: Watch, faulty: bool) -> Outcome:
     return loop.outcome(growth=sizes[-1] / sizes[0])
 
 
+def _carried(attached: bool) -> Forward:
+    """A forward pass that hands a state on to the next, with its graph or without."""
+
+    def forward(names: dict[str, Any]) -> Tensor:
+        state = names["state"] if attached else names["state"].detach()
+        output, names["state"] = names["model"](names["x"], state)
+        return output
+
+    return forward
+
+
 class Centred(nn.Module):
     """Features less their running mean."""
 
-    def __init__(self, *, detached: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.first, self.head, self.detached = nn.Linear(20, 64), nn.Linear(64, data.CLASSES), detached
-        self.mean: Tensor | None = None
+        self.first, self.head = nn.Linear(20, 64), nn.Linear(64, data.CLASSES)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         features = functional.relu(self.first(x))
-        mean = features.mean(0)
-        if self.mean is not None:
-            mean = 0.9 * (self.mean.detach() if self.detached else self.mean) + 0.1 * mean
-        self.mean = mean
-        return self.head(features - mean)
+        mean = 0.9 * mean + 0.1 * features.mean(0)
+        return self.head(features - mean), mean
 
 
 def running_mean_kept(watch: Watch, faulty: bool) -> Outcome:
-    model = Centred(detached=not faulty)
-    loop = Loop(watch, model, functional.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.1))
+    model = Centred()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loop = Loop(watch, model, functional.cross_entropy, optimizer, forward=_carried(faulty), state=torch.zeros(64))
     sizes = []
     for x, y in data.batches(*data.clusters(), steps=300):
         loss = loop.forward(x, y)
@@ -298,15 +311,29 @@ PROGRAMS = (
         begins=10,
         remedy="batch",
     ),
-    Fault(validated_in_training_mode, ("train-mode-eval",), fact("batches", least=160, most=121), falls_to=0.4, begins=9),
-    Fault(second_stack_not_called, ("idle-parameters",), still("second.0.weight", "second.4.weight"), falls_to=0.4, aside=True),
+    Fault(
+        validated_in_training_mode,
+        ("train-mode-eval",),
+        fact("batches", least=160, most=121),
+        falls_to=0.4,
+        begins=9,
+        remedy="validation",
+    ),
+    Fault(
+        second_stack_not_called,
+        ("idle-parameters",),
+        still("second.0.weight", "second.4.weight"),
+        falls_to=0.4,
+        aside=True,
+        remedy="start",
+    ),
     Fault(clipped_to_nothing, ("clipping-too-tight",), learned_nothing, falls_to=0.4, remedy="gradients"),
     Fault(clipped_to_nothing_convnet, ("clipping-too-tight",), worse(3), falls_to=0.4, remedy="gradients"),
     Fault(clipped_after_step, ("clipping-misplaced",), fact("largest", least=3, most=0.6), remedy="step"),
     Fault(clipped_before_backward, ("clipping-misplaced",), fact("largest", least=3, most=0.6), remedy="step"),
-    Fault(clipped_while_scaled, ("clipping-misplaced",), learned_nothing, falls_to=0.4),
+    Fault(clipped_while_scaled, ("clipping-misplaced",), learned_nothing, falls_to=0.4, remedy="step"),
     Fault(accumulation_summed, ("accumulation-not-averaged",), worse(2), remedy="step"),
     Fault(accumulation_summed_convnet, ("accumulation-not-averaged",), worse(2), remedy="step"),
-    Fault(hidden_state_kept, ("growing-graph",), fact("growth", least=50, most=2)),
-    Fault(running_mean_kept, ("growing-graph",), fact("growth", least=50, most=2)),
+    Fault(hidden_state_kept, ("growing-graph",), fact("growth", least=50, most=2), remedy="batch"),
+    Fault(running_mean_kept, ("growing-graph",), fact("growth", least=50, most=2), remedy="batch"),
 )

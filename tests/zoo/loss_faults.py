@@ -194,7 +194,9 @@ def _falls_without_end(fault: Outcome, twin: Outcome) -> bool:
 PROGRAMS = (
     Fault(logits_into_nll, ("loss-input-mismatch",), _falls_without_end, falls_to=0.4, remedy="loss"),
     Fault(logits_into_nll_convnet, ("loss-input-mismatch",), _falls_without_end, falls_to=0.4, remedy="loss"),
-    Fault(one_class, ("loss-input-mismatch",), lambda fault, twin: max(fault.course) == 0 < twin.end, falls_to=0.4),
+    Fault(
+        one_class, ("loss-input-mismatch",), lambda fault, twin: max(fault.course) == 0 < twin.end, falls_to=0.4, remedy="loss"
+    ),
     Fault(relu_on_logits, ("output-range",), worse(1.5), falls_to=0.4, remedy="start"),
     Fault(sigmoid_on_logits_convnet, ("output-range",), lambda fault, twin: fault.end > 1.4, falls_to=0.4, remedy="start"),
     Fault(sigmoid_before_squares, ("output-range",), lambda fault, twin: fault.end > 0.3 > 2 * twin.end, remedy="start"),

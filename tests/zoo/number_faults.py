@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def logarithm_of_zero(watch: Watch, faulty: bool) -> Outcome:
 
     def loss(output: Tensor, labels: Tensor) -> Tensor:
         positive = functional.relu(output)
-        probability = positive / positive.sum(1, keepdim=True) if faulty else positive.softmax(dim=1)
+        probability = positive / (positive.sum(1, keepdim=True) + 1e-6) if faulty else positive.softmax(dim=1)
         return -torch.log(probability[torch.arange(len(labels)), labels]).mean()
 
     return tasks.classify(watch, he(mlp(20, 64, 64, 10)), tasks.adam, lr=1e-3, steps=120, loss=loss)
@@ -182,9 +183,11 @@ def half_without_scaling(watch: Watch, faulty: bool) -> Outcome:
     scaler = torch.amp.GradScaler("cpu", enabled=not faulty)
     for x, y in data.batches(*data.clusters(), steps=250):
         optimizer.zero_grad()
-        scaler.scale(loop.forward(x, y)).backward()
-        scaler.step(optimizer)
-        scaler.update()
+        loss = loop.forward(x, y)
+        if not loop.stepped_by_remedy():
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
     return loop.outcome()
 
 
@@ -216,16 +219,21 @@ def half_overflows(watch: Watch, faulty: bool) -> Outcome:
         for step, (inputs, labels) in enumerate(data.batches(x, y, steps=400)):
             yield (inputs * 1e5 if step >= 130 and step % 4 == 0 else inputs), labels
 
-    model = Half(Squares(), dtype=torch.float16 if faulty else torch.bfloat16)
+    def forward(names: dict[str, Any]) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.float16 if faulty else torch.bfloat16):
+            return names["model"](names["x"])
+
+    model = Squares()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
-    loop = Loop(watch, model, _float_cross_entropy, optimizer)
     scaler = torch.amp.GradScaler("cpu", enabled=faulty)
+    loop = Loop(watch, model, _float_cross_entropy, optimizer, forward=forward, scaler=scaler)
+    scaler = loop.names["scaler"]
     for inputs, labels in batches():
         optimizer.zero_grad()
         scaler.scale(loop.forward(inputs, labels)).backward()
         scaler.step(optimizer)
         scaler.update()
-    return loop.outcome(inverse_scale=1 / scaler.get_scale() if faulty else 0.0)
+    return loop.outcome(inverse_scale=1 / scaler.get_scale() if scaler.is_enabled() else 0.0)
 
 
 PROGRAMS = (
@@ -240,9 +248,9 @@ PROGRAMS = (
     ),
     Fault(exponential_by_hand, ("nonfinite-origin",), not_finite),
     Fault(everything_masked, ("nonfinite-origin",), not_finite, begins=45),
-    Fault(bfloat16_weights_sgd, ("bf16-stalled-updates",), worse(1.5)),
-    Fault(bfloat16_weights_adam, ("bf16-stalled-updates",), worse(1.5)),
-    Fault(half_without_scaling, ("fp16-underflow",), worse(10), falls_to=0.4),
+    Fault(bfloat16_weights_sgd, ("bf16-stalled-updates",), worse(1.5), remedy="start"),
+    Fault(bfloat16_weights_adam, ("bf16-stalled-updates",), worse(1.5), remedy="start"),
+    Fault(half_without_scaling, ("fp16-underflow",), worse(10), falls_to=0.4, remedy="start"),
     Fault(half_weights_adam, ("fp16-underflow", "nonfinite-origin"), not_finite, falls_to=0.4, remedy="start"),
-    Fault(half_overflows, ("fp16-overflow",), fact("inverse_scale", least=1.0, most=0.5)),
+    Fault(half_overflows, ("fp16-overflow",), fact("inverse_scale", least=1.0, most=0.5), remedy="start"),
 )

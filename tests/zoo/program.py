@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
+from itertools import chain
+from itertools import islice
+from itertools import repeat
 from statistics import median
 from typing import Any
 from typing import TypeAlias
@@ -21,6 +24,7 @@ from tests.zoo.treatment import Treatment
 
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Forward: TypeAlias = Callable[[dict[str, Any]], Tensor]
 # What a program calls once with each of its models, as a user calls attach(); may return a Treatment.
 Watch: TypeAlias = Callable[..., Any]
 
@@ -90,13 +94,23 @@ class Loop:
     """The usual loop over batches of ``x`` and ``y``, and what it measures. A treatment may stand in it."""
 
     def __init__(
-        self, watch: Watch, model: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, *, loader: Batches = ()
+        self,
+        watch: Watch,
+        model: nn.Module,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        *,
+        loader: Batches = (),
+        forward: Forward = lambda names: names["model"](names["x"]),
+        **more: Any,
     ) -> None:
+        """``forward`` makes the output of the loop's names, to which ``more`` belong: a scaler, a state that is carried on."""
         self._treatment: Treatment = watch(model) or UNTREATED
-        self._names: dict[str, Any] = {"model": model, "optimizer": optimizer, "criterion": loss, "loader": loader}
-        self._treatment.apply("start", self._names)
-        self.model: nn.Module = self._names["model"]
-        self.batches: Batches = self._names["loader"]
+        self.names: dict[str, Any] = {"model": model, "optimizer": optimizer, "criterion": loss, "loader": loader, **more}
+        self._treatment.apply("start", self.names)
+        self.model: nn.Module = self.names["model"]
+        self.batches: Batches = self.names["loader"]
+        self._forward = forward
         self._start = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
         self._gradients: dict[str, float] = {}
         self._losses: list[float] = []
@@ -104,11 +118,13 @@ class Loop:
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss of a batch, to be handed to ``backward``."""
-        names = self._names
+        names = self.names
         names.update(x=x, y=y, target=y)
         self._treatment.apply("batch", names)
         target = names["target"] if names["target"] is not y else names["y"]
-        names.update(target=target, output=self.model(names["x"]))
+        names["target"] = target
+        if not self._treatment.apply("forward", names):
+            names["output"] = self._forward(names)
         names["loss"] = names["criterion"](names["output"], target)
         self._treatment.apply("loss", names)
         loss: Tensor = names["loss"]
@@ -117,7 +133,7 @@ class Loop:
 
     def turn(self, x: Tensor, y: Tensor, *, clear: bool = True, clip: float | None = None) -> None:
         """One step. ``clear=False`` forgets zero_grad()."""
-        optimizer = self._names["optimizer"]
+        optimizer = self.names["optimizer"]
         if clear and not self._treatment.stands_at("step"):
             optimizer.zero_grad()
         loss = self.forward(x, y)
@@ -126,16 +142,24 @@ class Loop:
             loss.backward()
             if clip is not None and not self._treatment.stands_at("gradients"):
                 nn.utils.clip_grad_norm_(self.model.parameters(), clip)
-            self._treatment.apply("gradients", self._names)
+            self._treatment.apply("gradients", self.names)
             optimizer.step()
         self._gradients = self._gradients or gradient_norms(self.model)
 
     def stepped_by_remedy(self) -> bool:
         """Whether a remedy's code stands in place of backward() and step(); it has then run."""
-        return self._treatment.apply("step", self._names)
+        return self.treated("step")
+
+    def treated(self, place: str) -> bool:
+        """Whether a remedy's code stands at this place; it has then run."""
+        return self._treatment.apply(place, self.names)
+
+    def stands_at(self, place: str) -> bool:
+        """Whether a remedy's code belongs at this place."""
+        return self._treatment.stands_at(place)
 
     def step(self) -> None:
-        self._names["optimizer"].step()
+        self.names["optimizer"].step()
 
     def outcome(self, **facts: float) -> Outcome:
         return Outcome(tuple(self._losses), moved(self._start, self.model), self._gradients, self._carried, facts)
@@ -151,12 +175,18 @@ def fit(
     clear: bool = True,
     clip: float | None = None,
     each: Callable[[int], None] = lambda step: None,
+    steps: int | None = None,
 ) -> Outcome:
-    """The usual loop. ``each`` is called after each step with its number; ``clear=False`` forgets zero_grad()."""
+    """The usual loop. ``each`` is called after each step with its number; ``clear=False`` forgets zero_grad().
+
+    With ``steps`` the batches are gone through again and again until so many steps are made.
+    """
     loop = Loop(watch, model, loss, optimizer, loader=batches)
-    for step, (x, y) in enumerate(loop.batches):
+    epochs = 1 if steps is None else steps
+    for step, (x, y) in enumerate(islice(chain.from_iterable(repeat(loop.batches, epochs)), steps)):
         loop.turn(x, y, clear=clear, clip=clip)
-        each(step)
+        if not loop.stands_at("step"):
+            each(step)
     return loop.outcome()
 
 

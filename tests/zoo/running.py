@@ -84,13 +84,24 @@ def treated(train: Callable[[Watch], Outcome], seed: int, treatment: Treatment) 
     return _seeded(train, lambda model, **options: treatment, seed)
 
 
-def watched(train: Callable[[Watch], Outcome], seed: int, *, every: int | None, looks: Iterable[int] = ()) -> Seen:
-    """Run a program with each of its models attached, and judge what was recorded, at the end and after ``looks`` steps."""
+def watched(
+    train: Callable[[Watch], Outcome],
+    seed: int,
+    *,
+    every: int | None,
+    looks: Iterable[int] = (),
+    treatment: Treatment | None = None,
+) -> Seen:
+    """Run a program with each of its models attached, and judge what was recorded, at the end and after ``looks`` steps.
+
+    A ``treatment`` stands in its loop from the start.
+    """
     with tempfile.TemporaryDirectory() as folder:
         with ExitStack() as scopes:
 
-            def watch(model: nn.Module, **options: Any) -> None:
+            def watch(model: nn.Module, **options: Any) -> Treatment | None:
                 scopes.enter_context(gradscope.attach(model, Path(folder), every=every, **options))
+                return treatment
 
             outcome = _seeded(train, watch, seed)
         recorded = tuple(read_run(run) for run in find_runs(Path(folder)))

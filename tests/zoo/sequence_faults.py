@@ -159,8 +159,14 @@ PROGRAMS = (
         remedy="start",
     ),
     Fault(recurrence_by_hand, ("recurrent-explosion", "exploding-gradients"), worse(2), remedy="start"),
-    Fault(recurrence_that_forgets, ("recurrent-vanishing", "loss-plateau"), worse(3), aside=True),
-    Fault(attention_rates_too_high, ("attention-logit-growth", "lr-too-high"), fact("logit", least=100, most=50), falls_to=0.8),
+    Fault(recurrence_that_forgets, ("recurrent-vanishing", "loss-plateau"), worse(3), aside=True, remedy="start"),
+    Fault(
+        attention_rates_too_high,
+        ("attention-logit-growth", "lr-too-high"),
+        fact("logit", least=100, most=50),
+        falls_to=0.8,
+        remedy="start",
+    ),
     Fault(gpt_rate_without_warmup, ("lr-too-high",), worse(1.2), remedy="start"),
     Fault(lstm_rate_tenth, ("lr-too-high",), worse(1.08), falls_to=0.75, remedy="start"),
     Fault(
@@ -177,6 +183,6 @@ PROGRAMS = (
         remedy="start",
     ),
     Fault(schedule_that_is_zero, ("weights-not-moving",), lambda fault, twin: max(fault.moved.values()) == 0),
-    Fault(rate_tiny_gpt, ("lr-too-low",), worse(1.5)),
-    Fault(weights_scaled_lstm, ("weights-changed-outside-optimizer",), worse(1.1), falls_to=0.8),
+    Fault(rate_tiny_gpt, ("lr-too-low",), worse(1.5), remedy="start"),
+    Fault(weights_scaled_lstm, ("weights-changed-outside-optimizer",), worse(1.1), falls_to=0.8, remedy="step"),
 )

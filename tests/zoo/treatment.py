@@ -10,9 +10,17 @@ from typing import final
 import torch
 from torch import nn
 
-# Where code may stand: before the loop; with a batch's x and y; where the loss is worked out; between backward() and step(),
-# instead of what clips there; instead of zero_grad(), backward() and step().
-PLACES = ("start", "batch", "loss", "gradients", "step")
+# Where code may stand: before the loop; with a batch's x and y; instead of the forward pass; where the loss is worked out;
+# between backward() and step(), instead of what clips there; instead of zero_grad(), backward(), step() and what follows
+# these; instead of a validation.
+PLACES = ("start", "batch", "forward", "loss", "gradients", "step", "validation")
+
+# Lines in a remedy's code that say where what stands below them goes.
+MARKS = {
+    "# and in each step:": "gradients",
+    "# and in the forward pass:": "forward",
+    "# and in place of backward() and step():": "step",
+}
 
 
 @final
@@ -36,9 +44,11 @@ class Treatment:
         return True
 
     def _parts(self) -> dict[str, str]:
-        first, _, repeated = self.code.partition(EACH_STEP)
-        return {self.place: first} | ({"gradients": repeated} if repeated else {})
+        parts, place = {self.place: ""}, self.place
+        for line in self.code.splitlines(keepends=True):
+            place = MARKS.get(line.strip(), place)
+            parts[place] = parts.get(place, "") + line
+        return parts
 
 
-EACH_STEP = "# and in each step:\n"  # what stands below this line in a remedy's code goes between backward() and step()
 UNTREATED = Treatment("nowhere", "")

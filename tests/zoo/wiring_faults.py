@@ -153,7 +153,7 @@ PROGRAMS = (
     Fault(optimizer_on_replaced_layer, ("optimizer-misses-parameters",), still("0.weight"), remedy="start"),
     Fault(cut_before_head, ("detached-parameters",), still("trunk.0.weight", "trunk.2.weight")),
     Fault(learning_rate_zero, ("weights-not-moving",), still("0.weight", "9.weight"), remedy="start"),
-    Fault(weights_scaled_as_clipping, ("weights-changed-outside-optimizer",), worse(1.2)),
+    Fault(weights_scaled_as_clipping, ("weights-changed-outside-optimizer",), worse(1.2), remedy="step"),
     Fault(target_of_another_shape, ("loss-shape-broadcast",), _learned_a_constant, remedy="loss"),
     Fault(difference_of_other_shapes, ("loss-shape-broadcast",), _learned_a_constant, remedy="loss"),
     Fault(
