@@ -13,6 +13,8 @@ from tests.zoo.jobs import Result
 from tests.zoo.jobs import invents
 from tests.zoo.running import CALIBRATION
 from tests.zoo.zoo import FAULTS
+from tests.zoo.zoo import HAND_OF
+from tests.zoo.zoo import HANDS
 from tests.zoo.zoo import HEALTHY
 
 # Truths that show in a loss that stays where it is, in a net through which little flows, or over many batches; all others are
@@ -51,7 +53,7 @@ def page(results: Sequence[Result]) -> str:
         twins=sum(result.job.kind == "twin" for result in results),
     )
     cadences = _by_cadence(results)
-    parts = [opening, *_summary(cadences), "", *_false_alarms(results), "", *_confusion(results), ""]
+    parts = [opening, *_summary(cadences), "", *_hands(cadences), "", *_false_alarms(results), "", *_confusion(results), ""]
     parts += [*_programs(cadences), "", *_replays(results), "", *_baselines(results), ""]
     return "\n".join(parts)
 
@@ -88,6 +90,21 @@ def _summary(cadences: dict[str, list[Result]]) -> list[str]:
     ]
     lines = ["## In short", "", "| | " + " | ".join(cadences) + " |", "| --- |" + " --- |" * len(cadences)]
     return [*lines, *(f"| {name} | " + " | ".join(tell(group) for group in cadences.values()) + " |" for name, tell in rows)]
+
+
+def _hands(cadences: dict[str, list[Result]]) -> list[str]:
+    """What the figures are worth: those who wrote rules and programs by the same hand flatter themselves."""
+    lines = ["## By who wrote the programs", ""]
+    lines += ["| programs | cadence | right on top | in any place | another on top | alarms where nothing is wrong |"]
+    lines += ["| --- | --- | --- | --- | --- | --- |"]
+    for hand in HANDS:
+        for name, results in cadences.items():
+            own = [result for result in results if HAND_OF[result.job.program] == hand.title]
+            faulty, sound = _faulty(own), _sound(own)
+            told = [_share(faulty, lambda r: r.named), _share(faulty, lambda r: r.found), _share(faulty, lambda r: r.misleads)]
+            told.append(_share(sound, lambda r: bool(r.alarms)))
+            lines.append(f"| {hand.title} | {name} | " + " | ".join(told) + " |")
+    return lines
 
 
 def _share(results: Sequence[Result], holds: Callable[[Result], bool]) -> str:

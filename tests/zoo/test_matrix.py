@@ -16,6 +16,7 @@ from tests.zoo.jobs import invents
 from tests.zoo.jobs import jobs
 from tests.zoo.matrix import page
 from tests.zoo.zoo import FAULTS
+from tests.zoo.zoo import HANDS
 from tests.zoo.zoo import HEALTHY
 
 NAMED = Result(
@@ -55,6 +56,8 @@ def test_the_page_counts() -> None:
     assert "| dead-units | 1 | rate_tiny |" in text
     assert "| lr-too-low | 1 | 0 | 0 | dead-units 1 |" in text
     assert "| sgd_rate_3 | lr-too-high | 1 of 1 | 2 | – |" in text
+    assert f"| {HANDS[0].title} | every step sampled | 1 of 2 (50.0%) |" in text
+    assert f"| {HANDS[1].title} | every step sampled | 0 of 0 (0.0%) |" in text
 
 
 def test_a_change_shows_as_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,9 @@
-"""All programs of the zoo, by name."""
+"""All programs of the zoo, by name, and who wrote them when: what a figure is worth depends on that."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
 
 from tests.zoo import data_faults
 from tests.zoo import drift_faults
@@ -28,33 +31,36 @@ from tests.zoo import wiring_faults
 from tests.zoo.program import Fault
 from tests.zoo.program import Healthy
 
-_HEALTHY = (
-    *healthy.PROGRAMS,
-    *healthy_models.PROGRAMS,
-    *healthy_loops.PROGRAMS,
-    *healthy_objectives.PROGRAMS,
-    *healthy_recipes.PROGRAMS,
-    *field_healthy_vision.PROGRAMS,
-    *field_healthy_sequences.PROGRAMS,
-    *field_healthy_science.PROGRAMS,
-    *field_healthy_loops.PROGRAMS,
-)
-_FAULTS = (
-    *wiring_faults.PROGRAMS,
-    *loop_faults.PROGRAMS,
-    *loss_faults.PROGRAMS,
-    *data_faults.PROGRAMS,
-    *scale_faults.PROGRAMS,
-    *step_faults.PROGRAMS,
-    *sequence_faults.PROGRAMS,
-    *number_faults.PROGRAMS,
-    *drift_faults.PROGRAMS,
-    *field_faults_vision.PROGRAMS,
-    *field_faults_sequences.PROGRAMS,
-    *field_faults_losses.PROGRAMS,
-    *field_faults_loops.PROGRAMS,
-    *field_faults_numbers.PROGRAMS,
-)
 
-HEALTHY: dict[str, Healthy] = {program.name: program for program in _HEALTHY}
-FAULTS: dict[str, Fault] = {program.name: program for program in _FAULTS}
+@dataclass(frozen=True)
+class Hand:
+    """Programs that were written together."""
+
+    title: str
+    healthy: tuple[ModuleType, ...]
+    faults: tuple[ModuleType, ...]
+
+
+HANDS = (
+    Hand(
+        "written with the rules",
+        (healthy, healthy_models, healthy_loops, healthy_objectives, healthy_recipes),
+        (
+            wiring_faults, loop_faults, loss_faults, data_faults, scale_faults, step_faults, sequence_faults, number_faults,
+            drift_faults,
+        ),
+    ),
+    Hand(
+        "written without knowing the rules, which then learned from them",
+        (field_healthy_vision, field_healthy_sequences, field_healthy_science, field_healthy_loops),
+        (
+            field_faults_vision, field_faults_sequences, field_faults_losses, field_faults_loops, field_faults_numbers,
+        ),
+    ),
+)  # fmt: skip
+
+HEALTHY: dict[str, Healthy] = {p.name: p for hand in HANDS for module in hand.healthy for p in module.PROGRAMS}
+FAULTS: dict[str, Fault] = {p.name: p for hand in HANDS for module in hand.faults for p in module.PROGRAMS}
+HAND_OF: dict[str, str] = {
+    program.name: hand.title for hand in HANDS for module in (*hand.healthy, *hand.faults) for program in module.PROGRAMS
+}
