@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import monotonic
+from typing import NamedTuple
 from typing import Protocol
 from typing import final
 
@@ -28,6 +29,19 @@ _JUMP = 3.0  # times the largest of the last twenty that makes a loss or a gradi
 class Receiver(Protocol):
     def __call__(self, row: tuple[float, ...], *, alarming: bool) -> None:
         """Take one step's pulse, in the order of PULSE_FIELDS; ``alarming`` where its numbers look wrong."""
+
+
+class QuietStep(NamedTuple):
+    """A step that has ended: its loss and gradient norm, numbers where they were on the host already, and its times.
+
+    Made at every step.
+    """
+
+    loss: torch.Tensor | float
+    norm: torch.Tensor | float | None
+    learning_rate: float
+    seconds: float
+    own: float
 
 
 @dataclass(frozen=True)
@@ -130,6 +144,15 @@ class PulseMaker:
         # Not one by one: between two steps of a training, code that ran long ago is slow to come back to the caches.
         if len(self._finished) >= BATCH or monotonic() - self._flushed > MOST_SECONDS:
             self.flush()
+
+    def book(self, step: int, quiet: QuietStep) -> None:
+        """Hand over a quiet step whose numbers are at hand, once all before it were flushed."""
+        norm = math.nan if quiet.norm is None else float(quiet.norm)
+        captured = quiet.norm is not None
+        norm = math.inf if captured and math.isnan(norm) else norm
+        loss = float(quiet.loss)
+        row = (step, loss, norm, quiet.learning_rate, quiet.seconds, quiet.own, 1, 0.0, 0.0, math.nan)
+        self._receiver(row, alarming=self._looks_wrong(loss, norm, captured=captured))
 
     def flush(self) -> None:
         """Send the finished steps to the host."""

@@ -11,32 +11,19 @@ import math
 import weakref
 from dataclasses import dataclass
 from time import perf_counter
-from typing import NamedTuple
 from typing import Protocol
 from typing import final
 
 import torch
 from torch.optim.optimizer import Optimizer
 
+from gradscope.capture.pulses import QuietStep
 from gradscope.capture.pulses import kept_loss
 from gradscope.capture.steps import LOOP
 from gradscope.capture.steps import Listener
 from gradscope.capture.transfer import number_at_hand
 
 MOST_SECONDS = 0.5  # what a stretch may hold back from the record
-
-
-class QuietStep(NamedTuple):
-    """A step that has ended: its loss and gradient norm, numbers where they were on the host already, and its times.
-
-    Made at every step.
-    """
-
-    loss: torch.Tensor | float
-    norm: torch.Tensor | float | None
-    learning_rate: float
-    seconds: float
-    own: float
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,15 @@ class Governor:
             return (step + 1) % self._every == 0
         return self._granted or self._credit >= self.sample_cost
 
+    def after_quiet(self, step: int, count: int, *, seconds: float, own: float) -> bool:
+        """Account for the last ``count`` steps up to ``step``, none of them sampled, all at once; see ``after``."""
+        self._bare.append(seconds / count)
+        earned = self._budget * max(seconds - own, 0.0)
+        self._pay(min(own, (1 - LEAST_SHARE) * earned), earned)
+        if self._every is not None:
+            return (step + 1) % self._every == 0
+        return self._credit >= self.sample_cost
+
     @property
     def thorough(self) -> bool:
         """Whether a sampled step also takes what is dear and changes slowly: the exact norms of the weights."""

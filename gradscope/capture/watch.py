@@ -12,6 +12,7 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from gradscope.capture.blackbox import BlackBox
+from gradscope.capture.books import Books
 from gradscope.capture.describe import Description
 from gradscope.capture.ensemble import Ensemble
 from gradscope.capture.graph import Graph
@@ -22,7 +23,7 @@ from gradscope.capture.hooks import ForwardHooks
 from gradscope.capture.modules import ModuleProbe
 from gradscope.capture.norms import GlobalNorm
 from gradscope.capture.pulses import PulseMaker
-from gradscope.capture.quiet import QuietStep
+from gradscope.capture.pulses import QuietStep
 from gradscope.capture.quiet import QuietSteps
 from gradscope.capture.quiet import Stretch
 from gradscope.capture.quiet import rate_of
@@ -71,15 +72,13 @@ class Watch:
             probe=probe, places=places,
         )  # fmt: skip
         self._blackbox = BlackBox(model, self._modules, self._put_down)
+        self._books = Books(self._pulses, self._governor)
         self._norms = GlobalNorm(self._holdings, self._governor, self._blackbox)
         self._quiet: QuietSteps | None = None  # who listens in our place
         self._was_plain = False  # whether the last step had one backward call, with no loss scale
         self._urgent = False  # whether the step's end is to be on the disk at once
         self._attentive = True  # whether this step is sampled, or its gradient norm taken
-        self._step = 0
         self._own_seconds = 0.0
-        self._prompt = False  # whether what the step shows cheaply is to be handed on at its end
-        self._probing = 0.0  # of these, what a probe after the last step took
         self._last_end = perf_counter()
         self._ensemble = Ensemble()
         self._told: RunInfo | None = None
@@ -121,7 +120,7 @@ class Watch:
     @property
     def step(self) -> int:
         """The step that is being made."""
-        return self._step + (self._quiet.made if self._quiet is not None else 0)
+        return self._books.step + (self._quiet.made if self._quiet is not None else 0)
 
     @property
     def info(self) -> RunInfo:
@@ -203,28 +202,13 @@ class Watch:
         self._own_seconds += perf_counter() - started
 
     def _catch_up(self, steps: list[QuietStep]) -> None:
-        sampled_next = False
-        for quiet in steps:
-            self._pulses.resume(quiet.loss)
-            self._pulses.norm(None)
-            self._pulses.norm(quiet.norm)
-            sampled_next = self._account(quiet.learning_rate, seconds=quiet.seconds, own=quiet.own)
-            self._last_end += quiet.seconds
-        if steps:
-            self._begin_step(sampled=sampled_next)
-            self._mailbox.poll()
-            self._sink.step_done()
-
-    def _account(self, learning_rate: float, *, seconds: float, own: float, foreign: bool = False) -> bool:
-        """Close the books on a step; whether the next one is sampled."""
-        self._pulses.end(self._step, learning_rate, seconds=seconds, own=own, sampled=self._sampled.on, foreign=foreign)
-        if self._prompt:
-            self._prompt = False
-            self._pulses.flush()
-        probing, self._probing = self._probing, 0.0
-        sampled = self._governor.after(self._step, seconds=seconds - probing, own=own - probing, sampled=self._sampled.on)
-        self._step += 1
-        return sampled
+        if not steps:
+            return
+        sampled_next = self._books.close_quiet(steps)
+        self._last_end += sum(quiet.seconds for quiet in steps)
+        self._begin_step(sampled=sampled_next)
+        self._mailbox.poll()
+        self._sink.step_done()
 
     def _rouse(self) -> None:
         if self._quiet is not None:
@@ -232,10 +216,10 @@ class Watch:
 
     def _sleep(self, optimizer: Optimizer) -> None:
         """Let someone else listen to steps that need little, where the loop is as simple as most are."""
-        most = self._governor.quiet_steps(self._step)
+        most = self._governor.quiet_steps(self._books.step)
         plain = LOOP.has_one_listener and not self.info.shared_process and len(self.info.optimizers) == 1
         if most > 1 and plain and not (self._sampled.on or self._stopped or self._urgent) and self._was_plain:
-            norm_in, norm_every = self._governor.norm_in(self._step), self._governor.norm_every
+            norm_in, norm_every = self._governor.norm_in(self._books.step), self._governor.norm_every
             stretch = Stretch(most, norm_in, norm_every, *self._pulses.limits)
             own, self._own_seconds = self._own_seconds, 0.0
             self._quiet = QuietSteps(self, optimizer, stretch, last_end=self._last_end, own=own)
@@ -267,14 +251,14 @@ class Watch:
             if not self._description.has_optimizer:  # none may come: then the step lies between two backward calls
                 self._sampled.take_before(thorough=self._governor.thorough)
         suspicious = self._pulses.is_suspicious(loss)
-        self._prompt |= suspicious
+        self._books.prompt |= suspicious
         graph = self._sampled.graph(loss)
         ours = self._is_ours(loss, graph)
         if self._sampled.on and ours:
             self._sampled.before_backward(loss, graph, suspicious=suspicious)
         self._pulses.backward(loss, ours=ours)
         if ours and self._pulses.is_broken and self._pulses.loss_scale is None:  # else its scaler lowers the scale
-            self._blackbox.loss(loss, self._step)
+            self._blackbox.loss(loss, self._books.step)
         if self._sampled.on and ours:
             self._sampled.probe.before_backward(loss, self._pulses.loss_scale, first=first)
         self._unstepped += ours
@@ -324,7 +308,7 @@ class Watch:
         return True
 
     def _take_norm(self, tensors: list[torch.Tensor]) -> None:
-        if self._sampled.on or self._governor.wants_norm(self._step):
+        if self._sampled.on or self._governor.wants_norm(self._books.step):
             self._pulses.norm(self._norms.of(tensors, self.step, sampled=self._sampled.on))
 
     def _put_down(self, origin: Origin) -> None:
@@ -343,7 +327,7 @@ class Watch:
         started = perf_counter()
         self._tell()  # before the frame that it explains
         if self._sampled.on:
-            self._prompt |= self._sampled.end(self._step, self._ensemble.parameters, self._pulses)
+            self._books.prompt |= self._sampled.end(self._books.step, self._ensemble.parameters, self._pulses)
         self._ensemble.end_step()
         now = perf_counter()
         own = self._own_seconds + self._sampled.seconds + (now - started)
@@ -351,12 +335,11 @@ class Watch:
         if self._unstepped >= BACKWARDS_WITHOUT_STEP and not self._description.has_optimizer:
             self._pulses.backwards = self._unstepped
         self._was_plain = self._pulses.is_plain
-        sampled_next = self._account(learning_rate, seconds=seconds, own=own, foreign=foreign)
+        sampled_next = self._books.close(learning_rate, seconds=seconds, own=own, sampled=self._sampled.on, foreign=foreign)
         self._last_end = now
         self._own_seconds = 0.0
         if self._sampled.on:
-            self._probing = self._sampled.look_closer(self._step - 1, learning_rate)
-            self._governor.owe(self._probing)
+            self._books.probed(self._sampled.look_closer(self._books.step - 1, learning_rate))
         self._begin_step(sampled=sampled_next)
         self._mailbox.poll()
         self._sink.step_done()
@@ -367,11 +350,11 @@ class Watch:
 
     def _begin_step(self, *, sampled: bool) -> None:
         sampled = sampled and not self._stopped and self._model() is not None
-        self._attentive = sampled or self._governor.wants_norm(self._step) or not self._description.has_optimizer
+        self._attentive = sampled or self._governor.wants_norm(self._books.step) or not self._description.has_optimizer
         self._begun = False
         self._unstepped = 0
         if sampled:
-            self._sampled.begin(self._step, thorough=self._governor.thorough, light=self._governor.light)
+            self._sampled.begin(self._books.step, thorough=self._governor.thorough, light=self._governor.light)
         elif self._sampled.on:
             self._sampled.leave()
 

@@ -109,7 +109,13 @@ class Recorder:
             return
         with self._lock:
             self._begin_file()
-            self._write(step, [(scalar_value(tag, number), scalar_metadata) for tag, number in scalars.items()])
+            if self._described.issuperset(scalars):
+                event = self._filled_points(scalars)
+                event.step = step
+                event.wall_time = time.time()
+                self._send(event)
+            else:
+                self._write(step, [(scalar_value(tag, number), scalar_metadata) for tag, number in scalars.items()])
 
     def pulses(self, rows: npt.NDArray[np.float64]) -> None:
         """The pulses of some steps in order; [steps, len(PULSE_FIELDS)]."""
@@ -159,14 +165,28 @@ class Recorder:
             self._frames_to_schema = SCHEMA_EVERY
         self._frames_to_schema -= 1
 
+    def _filled_points(self, scalars: Mapping[str, float]) -> Event:
+        """The event that is kept for points of these charts, with their numbers."""
+        form = ("", (), tuple(scalars))
+        if form not in self._events:
+            self._keep(form, Event(summary=Summary(value=[scalar_value(tag, number) for tag, number in scalars.items()])))
+        event = self._events[form]
+        for value, number in zip(event.summary.value, scalars.values(), strict=True):
+            value.tensor.float_val[0] = number
+        return event
+
+    def _keep(self, form: Form, event: Event) -> None:
+        if len(self._events) >= FORMS_KEPT:
+            self._events.clear()
+        self._events[form] = event
+
     def _filled(self, frame: Frame, scalars: Mapping[str, float]) -> Event:
         """The event that is kept for frames of this form, with the frame's numbers."""
         form = (self._digest, tuple(frame.columns), tuple(scalars))
         event = self._events.get(form)
         if event is None:
-            if len(self._events) >= FORMS_KEPT:
-                self._events.clear()
-            event = self._events[form] = self._made(frame, scalars)
+            event = self._made(frame, scalars)
+            self._keep(form, event)
             return event
         values = iter(event.summary.value)
         for column in frame.columns.values():
