@@ -10,6 +10,7 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from gradscope.records import ParameterInfo
 from gradscope.records import Remedy
 from gradscope.timeline import Timeline
 from gradscope.trends import row_medians
@@ -51,6 +52,39 @@ def init_ratios(timeline: Timeline) -> dict[str, float]:
         for layer in timeline.layers[:-1]
         if not layer.module.norm_follows and 0 < (norm := float(norms[layer.parameter])) < 1e150
     }
+
+
+def matrix_ratios(timeline: Timeline) -> dict[str, float]:
+    """The least rho that each trained matrix can have at step 0, by parameter: of all layers, and of parameters by themselves.
+
+    Of a matrix that no layer of torch holds it is not known which way it is multiplied, nor what follows: the shorter side and
+    the gain of ReLU count.
+    """
+    if not begins_at_zero(timeline):
+        return {}
+    gains = {layer.weight.name: layer.gain_squared for layer in timeline.layers}
+    norms = timeline.column("weight.norm")[0]
+    known = {
+        site.path: (timeline.parameters[site.path], norm)
+        for site, norm, trained in zip(timeline.schema.parameters, norms.tolist(), timeline.trained, strict=True)
+        if trained and 0 < norm < 1e150
+    }
+    return {
+        name: (weight.fan_in if name in gains else _least_fan_in(weight)) * norm**2 / weight.size / gains.get(name, 2.0)
+        for name, (weight, norm) in known.items()
+        if name in gains or stands_alone(timeline, weight)
+    }
+
+
+def stands_alone(timeline: Timeline, weight: ParameterInfo) -> bool:
+    """Whether it is a matrix that no layer of torch holds: a parameter of a module of the user's own."""
+    owner = timeline.modules.get(weight.module)
+    own = owner is not None and owner.role in ("other", "container")
+    return own and len(weight.shape) >= 2 and _least_fan_in(weight) > 1
+
+
+def _least_fan_in(weight: ParameterInfo) -> int:
+    return weight.fan_in if len(weight.shape) > 3 else min(weight.shape[-2:])
 
 
 def depth_sites(timeline: Timeline) -> Indices:
@@ -112,6 +146,19 @@ def init_remedy(growth: InitGrowth) -> Remedy:
         "nn.init.kaiming_normal_ and the nonlinearity that follows.",
         f"factors = {_table(factors, middle)}  # 1 / sqrt(rho)\nwith torch.no_grad():  # directly after the model is made\n"
         "    for name, factor in factors.items():\n        model.get_submodule(name).weight.mul_(factor)",
+    )
+
+
+def matrix_remedy(rhos: Mapping[str, float]) -> Remedy:
+    """Rescale each matrix by 1 / sqrt(rho), where it stands by itself too."""
+    factors = {name: 1 / math.sqrt(rho) for name, rho in rhos.items()}
+    middle = float(np.median(list(factors.values())))
+    return Remedy(
+        f"Multiply each matrix's initial values by 1/sqrt(rho), {middle:.3g} in the median one: draw them with a standard "
+        "deviation of sqrt(2 / fan_in) before a ReLU, and of 1 / sqrt(fan_in) at the end.",
+        f"factors = {_table(factors, middle)}  # 1 / sqrt(rho)\nparameters = dict(model.named_parameters())\n"
+        "with torch.no_grad():  # directly after the model is made\n"
+        "    for name, factor in factors.items():\n        parameters[name].mul_(factor)",
     )
 
 

@@ -91,7 +91,7 @@ def diagnose(timeline: Timeline, rules: Sequence[Rule], *, run: str = ".", damag
         run=run,
         info=timeline.info,
         steps=timeline.step_count,
-        sampled_steps=len(timeline.frames),
+        sampled_steps=timeline.sampled_steps,
         overhead=_overhead(timeline),
         verdict=max((finding.severity for finding in findings), default=Severity.INFO),
         diagnosis=diagnosis,
@@ -202,7 +202,8 @@ def _candidates(symptom: str, ranked: list[_Claim], obstacles: Mapping[str, str]
 
 def _overhead(timeline: Timeline) -> float:
     """Share of the bare step time that gradscope took over the run, by its own measure."""
-    seconds, own = np.nansum(timeline.pulse("seconds")), np.nansum(timeline.pulse("own_seconds"))
+    spans = timeline.spans
+    seconds, own = np.nansum(spans * timeline.pulse("seconds")), np.nansum(spans * timeline.pulse("own_seconds"))
     return float(own / (seconds - own)) if seconds > own else float("nan")
 
 

@@ -34,10 +34,12 @@ def lacking(need: str) -> str:
 
 
 def lacking_fact(info: RunInfo, name: str) -> str | None:
-    """Why a fact about the run ("wiring", "loss", "optimizer") is not known; None where it is."""
+    """Why a fact about the run ("wiring", "loss", "reduction", "optimizer") is not known; None where it is."""
     if name == "wiring" and info.wiring is None:
         return "no autograd graph was read: the loss's backward() was not seen"
     if name == "loss" and not (info.wiring and any(loss.kind != "other" for loss in info.wiring.losses)):
+        return _SENTENCES["loss"]
+    if name == "reduction" and not (info.wiring and any(loss.reduction is not None for loss in info.wiring.losses)):
         return _SENTENCES["loss"]
     if name == "optimizer" and not info.optimizers:
         return "no optimizer that holds the model's parameters was seen stepping"

@@ -18,9 +18,11 @@ from gradscope.trends import median_of
 Floats = npt.NDArray[np.float64]
 
 REGRESSIONS = ("mse", "l1", "smooth_l1")
+_FUNCTIONS = {
+    "cross_entropy": "cross_entropy", "nll": "nll_loss", "mse": "mse_loss", "l1": "l1_loss", "smooth_l1": "smooth_l1_loss",
+    "bce": "binary_cross_entropy", "bce_with_logits": "binary_cross_entropy_with_logits",
+}  # fmt: skip
 LEAST_SPREAD = 1e-3  # standard deviation over rms, below which float32 cannot tell it from rms and mean
-MOST_DEVIATIONS = 10.0  # of the logits, that a cross-entropy may lie above ln C
-SAMPLING = 1.5  # what the error of sampled elements may come to
 MOST_DRAWS = 512  # labels in a batch beyond which its entropy is all but that of the data
 
 
@@ -35,6 +37,15 @@ def given(timeline: Timeline, statistic: str) -> Floats:
     """A statistic of the first loss on each sampled step; NaN where it was not captured."""
     table = timeline.column(f"loss.{statistic}")
     return table[:, 0].astype(np.float64) if table.shape[1] else np.full(len(table), np.nan)
+
+
+def given_to(timeline: Timeline, loss: LossInfo, statistic: str) -> Floats:
+    """A statistic of one of the run's losses; NaN where it is not plain which of the captured ones that is."""
+    losses = timeline.info.wiring.losses if timeline.info.wiring else ()
+    table = timeline.column(f"loss.{statistic}")
+    if len(losses) != table.shape[1]:
+        return np.full(len(table), np.nan)
+    return table[:, losses.index(loss)].astype(np.float64)
 
 
 @final
@@ -69,23 +80,15 @@ def terms(timeline: Timeline, loss: LossInfo) -> float:
 
 def loss_weight(timeline: Timeline) -> float:
     """By how much the first loss counts in what backward() was called on: 1, or 1/k where it was divided by k."""
-    weight = median_of(given(timeline, "weight"))
+    weight = timeline.loss_weight
     return weight if math.isfinite(weight) and weight != 0 else 1.0
 
 
 def each(timeline: Timeline, loss: LossInfo, value: float) -> float:
     """A value of the run's loss as the mean over its terms, whatever it was multiplied with; NaN where that is not known."""
     share = 1 / loss_weight(timeline) / (terms(timeline, loss) if loss.reduction == "sum" else 1.0)
-    return value * share if _is_mean(timeline, loss, share) else math.nan
-
-
-def _is_mean(timeline: Timeline, loss: LossInfo, share: float) -> bool:
-    """Whether the first loss can be the mean of what went into it: other terms, or a sum over features, make it larger."""
-    if not len(timeline.frames) or not len(timeline.loss) or timeline.steps[0] != timeline.loss_steps[0]:
-        return True
-    output, target = float(given(timeline, "input_rms")[0]), float(given(timeline, "target_rms")[0])
-    most = {"mse": (output + target) ** 2, "l1": output + target, "cross_entropy": guess(loss) + MOST_DEVIATIONS * output}
-    return not timeline.loss[0] * share > SAMPLING * most.get(loss.kind, math.inf)
+    larger = (timeline.loss[:1] * share > timeline.most_mean).any()  # other terms, or a sum over features, make it so
+    return math.nan if larger else value * share
 
 
 def chance(timeline: Timeline, loss: LossInfo) -> float:
@@ -160,6 +163,25 @@ def breach(timeline: Timeline) -> Severity:
     return Severity.INFO if timeline.converged else max(gravity(timeline), Severity.WARNING)
 
 
+def one_batch(loss: LossInfo | None) -> str | None:
+    """Code that trains a copy of the model on one batch alone; None for a loss function that is not known."""
+    function = _FUNCTIONS.get(loss.kind) if loss is not None else None
+    if function is None:
+        return None
+    return (
+        "import copy\n\ntwin = copy.deepcopy(model)\n"
+        "adam = torch.optim.Adam(twin.parameters(), lr=1e-3)\n"
+        "for _ in range(200):  # on this x and y only\n"
+        "    adam.zero_grad()\n"
+        f"    one = torch.nn.functional.{function}(twin(x), y)\n"
+        "    one.backward()\n"
+        "    adam.step()\n"
+        'print("the loss of one batch came to", one.item())'
+    )
+
+
 def output_module(timeline: Timeline) -> tuple[str, ...]:
-    """The last matrix layer, whose output is the model's; empty where there is none."""
-    return (timeline.layers[-1].module.path,) if timeline.layers else ()
+    """The last matrix layer, whose output is the model's, also where another's weight is its own; empty where there is none."""
+    firsts = (timeline.modules.get(site.path) for site in timeline.schema.modules if site.call == 0)
+    layers = [module.path for module in firsts if module is not None and module.role in ("linear", "conv")]
+    return (layers[-1],) if layers else ()

@@ -50,14 +50,14 @@ STATISTICS: Mapping[str, Mapping[str, str]] = {
     "weight": {
         "norm": "exact Euclidean norm before the update",
         "nonfinite": "1 where the exact norm is not finite, else 0",
-        "row_spread": "variance between rows over mean square, of a sampled block; 0 where all rows are equal",
+        "row_spread": "variance between rows, or columns if less, over mean square, of a sampled block; 0 where all are equal",
     },
     "weight_gradient": {
         "norm": "exact Euclidean norm of the gradient that the optimizer used; NaN where there is none",
         "nonfinite": "1 where the exact norm is not finite, else 0; NaN where there is no gradient",
         "absmax": "largest magnitude among the sampled elements",
         "zero": "fraction of sampled elements that are exactly zero",
-        "row_spread": "variance between rows over mean square, of a sampled block; 0 where all rows are equal",
+        "row_spread": "variance between rows, or columns if less, over mean square, of a sampled block; 0 where all are equal",
         "carried": "1 where the gradient still held the previous step's when this step's backward began, else 0",
     },
     "update": {
@@ -239,7 +239,7 @@ class OptimizerInfo:
 class LossInfo:
     """The contract between model and loss, as the autograd graph shows it."""
 
-    kind: str  # cross_entropy nll mse l1 smooth_l1 bce bce_with_logits kl_div poisson_nll gaussian_nll ctc hinge soft_margin other
+    kind: str  # cross_entropy nll mse l1 smooth_l1 bce bce_with_logits kl_div ctc hinge soft_margin gaussian_nll … other
     node: str  # name of the autograd node
     reduction: str | None = None  # mean sum none
     input_shape: tuple[int, ...] | None = None

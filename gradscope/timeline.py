@@ -63,8 +63,8 @@ class Layer:
 class Timeline:
     """All that is known of one run, as columns of steps by sites. Rules read it; nothing but capture and replay adds to it.
 
-    ``frames`` and ``pulses`` come in the order of their steps; of a long run they are those that ``memory.history.History`` holds on
-    to, with gaps as sparse sampling leaves them. A column is built when it is first asked for and kept.
+    ``frames`` and ``pulses`` come in the order of their steps; of a long run they are those that ``memory.history.History``
+    holds on to, with gaps as sparse sampling leaves them. A column is built when it is first asked for and kept.
     """
 
     def __init__(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,7 +11,12 @@ Floats = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
 
 SPIKE_WINDOW = 30  # values looked back on
+SPIKE_LEAST = 10  # of them, that say what is usual
 SPIKE_FLOOR = 0.1  # smallest spread of the logarithm that counts, so that flat series raise nothing
+START = 21  # values that the noise is estimated from with which a series starts
+LEAST_START = 8  # of them, that it can be estimated from
+MOST_LEVEL = 10  # values at most that say where it started
+NOISE = 2.5  # standard deviations of a difference of two values that noise explains
 
 
 def theil_sen(values: Floats) -> float:
@@ -66,6 +73,15 @@ def spike_scores(series: Floats) -> npt.NDArray[np.float64]:
     return np.nan_to_num(scores, nan=0.0)
 
 
+def largest_before(series: Floats) -> npt.NDArray[np.float64]:
+    """The largest of the 30 values before each; infinity for the first ten, and where all before are zero."""
+    if not len(series):
+        return np.zeros(0)
+    padded = np.concatenate([np.zeros(SPIKE_WINDOW), np.asarray(series, dtype=np.float64)[:-1]])
+    largest = np.lib.stride_tricks.sliding_window_view(padded, SPIKE_WINDOW).max(axis=1)
+    return np.where((np.arange(len(series)) < SPIKE_LEAST) | (largest == 0), np.inf, largest)
+
+
 def row_medians(table: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """Median of the entries of each row that are not NaN; NaN where there is none. Infinity counts."""
     if not table.size:
@@ -86,6 +102,19 @@ def lasting(held: Mask, *, least: int, window: int) -> Mask:
     counts = np.cumsum(held, axis=0, dtype=np.int64)
     counts[window:] = counts[window:] - counts[:-window]
     return held & (counts >= least)
+
+
+def level_start(values: Floats) -> npt.NDArray[np.float64]:
+    """The first values, up to the one that differs from the first by more than noise explains; [] where that is not known.
+
+    Second differences of a series that falls smoothly are all but nothing; those of noise have a variance of 6 sigma².
+    """
+    first = np.asarray(values[:START], dtype=np.float64)
+    if len(first) < LEAST_START or not (np.abs(first) < 1e100).all():  # finite, and so are their differences
+        return first[:0]
+    sigma = float(np.median(np.abs(np.diff(first, 2)))) / 0.6745 / math.sqrt(6)
+    away = np.abs(first[:MOST_LEVEL] - first[0]) > NOISE * math.sqrt(2) * sigma
+    return first[: int(np.argmax(away)) if away.any() else MOST_LEVEL]
 
 
 def smoothed(values: Floats, *, width: int = 5) -> npt.NDArray[np.float64]:

@@ -50,5 +50,11 @@ def test_commands_need_no_torch(command, logdir):
     assert "torch" not in imported
 
 
+def test_the_list_of_commands_needs_no_numpy():
+    imported = modules_after("import gradscope.cli; gradscope.cli.main(standalone_mode=False)", "--help")
+    assert "gradscope.cli" in imported
+    assert imported.isdisjoint({"torch", "numpy", "rich", "gradscope.records"})
+
+
 def test_watching_does():
     assert "torch" in modules_after("import gradscope; gradscope.attach")

@@ -27,6 +27,7 @@ from tests.timelines import module
 from tests.timelines import norm
 from tests.timelines import one_loss
 from tests.timelines import parameter
+from tests.timelines import regressed
 from tests.timelines import sgd
 
 NAN, INF = math.nan, math.inf
@@ -127,9 +128,14 @@ def test_a_healthy_run_lacks_nothing(need):
         ),
         ("weight.row_spread", build(columns={"weight.row_spread": NAN}), "row spread of weights was not captured"),
         ("activation.saturated", build(), "no tanh or sigmoid was seen"),
+        ("step.clip_norm", build(), "clip_grad_norm_() was not called in the loop"),
+        ("step.evaluating", build(), "the model has no dropout and no batch norm that ran"),
+        ("attention.entropy", build(), "no scaled dot-product attention was seen in the autograd graph"),
+        ("update.epsilon_share", build(), "no optimizer that keeps second moments, as Adam does, was seen stepping"),
         ("pulse.gradient_norm", build(pulses={"gradient_norm": NAN}), "no gradient norm was seen"),
         ("pulse.loss", build(pulses={"loss": NAN, "backwards": 0}), "no loss was seen"),
         ("fact.wiring", empty(), "no autograd graph was read: the loss's backward() was not seen"),
+        ("fact.reduction", empty(), "the loss function was not recognised in the autograd graph"),
         ("fact.loss", empty(), "the loss function was not recognised in the autograd graph"),
         ("fact.loss", build(wiring=NO_WIRING), "the loss function was not recognised in the autograd graph"),
         ("fact.optimizer", build(optimizers=[]), "no optimizer that holds the model's parameters was seen stepping"),
@@ -349,6 +355,14 @@ def test_progress_is_not_known_of_a_few_losses_or_of_broken_ones():
 def test_losses_that_were_broken_long_ago_do_not_hide_progress():
     assert losing(*[NAN] * 30, *np.linspace(2, 1, 100)).progressing
     assert losing(*[-INF] * 30, 3.0, *[2.0] * 100).progressing
+
+
+@pytest.mark.parametrize(("loss", "baseline"), [(2.0, 1.0), (16.0, 8.0), (5.9, 1.0), (6.1, 8.0)])
+def test_a_sum_divided_by_the_batch_has_the_baseline_of_all_terms_of_a_sample(loss, baseline):
+    wiring = one_loss(baseline=1.0, input_shape=(32, 8), target_shape=(32, 8))
+    columns = {**regressed(), "loss.input_rms": 1.0, "loss.target_count": 256.0}
+    timeline = build(wiring=wiring, columns=columns, pulses={"loss": loss})
+    assert timeline.known_baseline == pytest.approx(baseline)  # a mean square of 1 and 1 is 4 at most, 6 as it is sampled
 
 
 def test_converged_is_a_twentieth_of_the_baseline():

@@ -10,6 +10,7 @@ import pytest
 
 from gradscope.trends import falls
 from gradscope.trends import geometric
+from gradscope.trends import largest_before
 from gradscope.trends import lasting
 from gradscope.trends import median_of
 from gradscope.trends import smoothed
@@ -91,6 +92,16 @@ def test_eight_values_are_the_least_and_only_finite_ones_count():
 
 
 # -- spikes
+
+
+def test_the_largest_before_looks_back_on_thirty_values_and_needs_ten():
+    series = np.array([5.0, *np.arange(1.0, 41.0)])
+    before = largest_before(series)
+    assert np.isinf(before[:10]).all()
+    assert before[10] == 9.0
+    assert before[[30, 31]].tolist() == [29.0, 30.0]
+    assert largest_before(np.zeros(12))[-1] == np.inf
+    assert not len(largest_before(np.zeros(0)))
 
 
 def slow_spike_scores(series):

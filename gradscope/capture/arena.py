@@ -259,10 +259,13 @@ def _histogram(x: torch.Tensor) -> torch.Tensor:
 
 
 def row_spread(x: torch.Tensor) -> torch.Tensor:
-    """The variance between a matrix's rows over its mean square, of blocks of parameters: 0 where all rows are equal. [rows]"""
+    """The variance between a matrix's rows over its mean square, of blocks of parameters: 0 where all rows are equal. [rows]
+
+    Or between its columns, where these are more alike: a matrix that a product takes from the right has its units there.
+    """
     finite = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
     absmax = finite.abs().amax(1)
     scaled = (finite / absmax.clamp_min(_SMALLEST)[:, None]).view(-1, SAMPLES, UNITS)
-    deviation = (scaled - scaled.mean(2, keepdim=True)).view(-1, ELEMENTS)
-    spread: torch.Tensor = deviation.square().sum(1) / scaled.view(-1, ELEMENTS).square().sum(1).clamp_min_(_SMALLEST)
-    return spread
+    squares = scaled.view(-1, ELEMENTS).square().sum(1)
+    rows, columns = ((scaled - scaled.mean(place, keepdim=True)).square_().sum((1, 2)) for place in (2, 1))
+    return torch.minimum(rows, columns) / squares.clamp_min_(_SMALLEST)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from gradscope.capture.graph import TRANSPARENT
 from gradscope.capture.graph import Graph
 from gradscope.capture.graph import Node
+from gradscope.capture.graph import saved_tensor
 from gradscope.capture.graph import short_name
 from gradscope.capture.graph import source_of
 from gradscope.capture.lossnodes import DIFFERENCES
@@ -20,8 +24,19 @@ from gradscope.capture.lossnodes import find_losses
 from gradscope.records import Broadcast
 from gradscope.records import LossInfo
 
+_MOST_AROUND = 6  # nodes that are looked through around the sum or mean that an unknown loss is
+_MOST_TERMS = 12  # nodes between the mean of a loss and what it compares
+# What the terms of a loss are made of, element by element; no exponential, which is what kernels of pairs are made with.
+_ELEMENTWISE = TRANSPARENT | frozenset(
+    "Add Sub Rsub Mul Div Neg Pow Abs Sqrt Log Log1P Softplus LogSigmoid Cosh Tanh Sigmoid Relu Clamp ClampMin ClampMax "
+    "Maximum Minimum Where".split()
+)
+_WRITTEN_AXES = frozenset(("Unsqueeze", "Index", "Select"))  # x[:, None]: whoever writes the axis means the pairs
 _NEAR = 200  # nodes from the loss in which loss functions are looked for
-_PRODUCERS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid", "Relu": "relu", "Tanh": "tanh"}
+_PRODUCERS = {
+    "Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid", "Relu": "relu", "Tanh": "tanh",
+    "Softplus": "softplus", "Exp": "exp", "Gelu": "gelu", "Silu": "silu", "Mish": "mish",
+}  # fmt: skip
 
 
 def read_losses(graph: Graph) -> tuple[LossInfo, ...]:
@@ -29,7 +44,27 @@ def read_losses(graph: Graph) -> tuple[LossInfo, ...]:
     if not graph.nodes:
         return ()
     found = [_described(loss) for loss in find_losses(graph.nodes[0].handle, most=_NEAR)]
-    return tuple(dict.fromkeys(found)) or (LossInfo(kind="other", node=graph.nodes[0].name),)
+    return tuple(dict.fromkeys(found)) or (_unknown(graph),)
+
+
+def _unknown(graph: Graph) -> LossInfo:
+    """A loss that is put together in a way of its own: all that is said of it is whether it is a bare sum or mean, of what."""
+    node = graph.nodes[0]
+    for _ in range(_MOST_AROUND):
+        below = graph.behind(node)
+        if node.name in ("Mean", "Sum") or below is None or not _keeps_scale(node):
+            break
+        node = below
+    known = LossInfo(kind="other", node=graph.nodes[0].name)
+    over = node.handle._saved_self_sym_sizes if node.name in ("Mean", "Sum") and not node.shape else ()
+    whole = len(over) > 0 and node.handle.name().endswith("0")  # over all dimensions at once
+    return replace(known, reduction=node.name.lower(), input_shape=tuple(over)) if whole else known
+
+
+def _keeps_scale(node: Node) -> bool:
+    """Whether a node leaves the scale of a loss as it was: a sign, a constant added, a change of shape."""
+    alone = sum(source is not None for source in node.inputs) == 1
+    return node.name in TRANSPARENT or (node.name in ("Neg", "Add", *DIFFERENCES) and alone)
 
 
 def _described(found: Found) -> LossInfo:
@@ -74,7 +109,7 @@ def _producer(source: Any) -> str | None:
 
 def read_broadcasts(graph: Graph) -> tuple[Broadcast, ...]:
     """Differences of a prediction and a target whose shapes (N, 1) and (N,) blow each other up to (N, N)."""
-    return tuple(dict.fromkeys(_broadcasts(graph)))
+    return tuple(dict.fromkeys((*_broadcasts(graph), *_broadcasts_by_hand(graph))))
 
 
 def _broadcasts(graph: Graph) -> Iterator[Broadcast]:
@@ -90,6 +125,42 @@ def _broadcasts(graph: Graph) -> Iterator[Broadcast]:
         if len(result) == 2 and result[0] == result[1] > 1 and operand in ((result[0], 1), (result[0],)):
             other = (result[0],) if operand == (result[0], 1) else (result[0], 1)
             yield Broadcast(node=blown_up.name, left=operand, right=other, result=result)
+
+
+def _broadcasts_by_hand(graph: Graph) -> Iterator[Broadcast]:
+    """Such differences and products within the terms of a loss written by hand, over whose N x N numbers it takes the mean."""
+    seen = {i for i, node in enumerate(graph.nodes[:_NEAR]) if node.name in ("Mean", "Sum") and not node.shape}
+    queue = deque((place, 0) for i in seen for place in graph.nodes[i].inputs if place is not None)
+    while queue:
+        place, depth = queue.popleft()
+        if place >= len(graph.nodes) or place in seen or depth > _MOST_TERMS:
+            continue
+        seen.add(place)
+        node = graph.nodes[place]
+        if len(node.shape) != 2 or not node.shape[0] == node.shape[1] > 1 or node.name not in _ELEMENTWISE:
+            continue
+        found = _stretched(graph, node)
+        if found is not None:
+            yield found
+        queue.extend((source, depth + 1) for source in node.inputs if source is not None)
+
+
+def _stretched(graph: Graph, node: Node) -> Broadcast | None:
+    """A difference or product of an output (N, 1) and a target (N,), or the other way round; the target has no gradient."""
+    if node.name not in (*DIFFERENCES, "Mul") or len(node.inputs) != 2 or (node.inputs[0] is None) == (node.inputs[1] is None):
+        return None
+    side = 0 if node.inputs[0] is not None else 1
+    operand = graph.nodes[min(node.inputs[side] or 0, len(graph.nodes) - 1)]
+    size = node.shape[0]
+    written = operand.shape == (size, 1) and operand.name in _WRITTEN_AXES
+    if operand.shape not in ((size, 1), (size,)) or written:
+        return None
+    other = (size,) if operand.shape == (size, 1) else (size, 1)
+    if node.name == "Mul":
+        target = saved_tensor(node.handle, "self" if side else "other")
+        if target is None or own_shape(target) != other:
+            return None
+    return Broadcast(node=node.name, left=operand.shape, right=other, result=node.shape)
 
 
 def _blown_up(graph: Graph, node: Node) -> Node | None:

@@ -20,11 +20,16 @@ from gradscope.capture.transfer import number_at_hand
 
 FUSED = {
     "NllLoss": "nll", "NllLoss2D": "nll", "MseLoss": "mse", "SmoothL1Loss": "smooth_l1", "HuberLoss": "smooth_l1",
-    "BinaryCrossEntropy": "bce", "BinaryCrossEntropyWithLogits": "bce_with_logits",
+    "BinaryCrossEntropy": "bce", "BinaryCrossEntropyWithLogits": "bce_with_logits", "SoftMarginLoss": "soft_margin",
+    "CtcLoss": "ctc", "CudnnCtcLoss": "ctc",
 }  # fmt: skip
 DIFFERENCES = frozenset(("Sub", "Rsub"))
 _MOST_UNKNOWN = 3  # nodes that losses are not made of between the root and a fused loss
 _REDUCTIONS = ("none", "mean", "sum")
+_MARGINS = {
+    "ClampMin": "hinge", "Clamp": "hinge", "Relu": "hinge", "Maximum": "hinge",
+    "Softplus": "soft_margin", "LogSigmoid": "soft_margin",
+}  # fmt: skip
 _HANDED_ON = TRANSPARENT | frozenset("Select Stack Cat Unbind Where Index IndexSelect MaskedSelect MaskedFill".split())
 
 
@@ -67,6 +72,8 @@ class _Path:
     scales: tuple[tuple[torch.Tensor, bool], ...] = ()
     reduction: str = "none"
     masked: bool = False  # whether single elements were weighed
+    outer: float = 1.0  # the factor before they were
+    learned: bool = False  # whether they were weighed with what the model itself gave, a variance say
     unknown: int = 0  # nodes on the way that losses are not made of
 
 
@@ -114,6 +121,8 @@ def _recognised(name: str, handle: Any, path: _Path) -> Found | None:
         return _compared(name, handle, path) or (_soft(handle, path) if name == "Mul" else None)
     if name == "Sub":
         return _divergence(handle, path)
+    if name in _MARGINS:
+        return _margin(name, handle, path)
     return _gaussian(handle, path) if name == "Add" else None
 
 
@@ -121,7 +130,7 @@ def _fused(name: str, handle: Any, path: _Path) -> Found:
     kind, source, outputs = FUSED[name], source_of(handle, 0), handle
     if kind == "nll" and source is not None and short_name(source) == "LogSoftmax":
         kind, source, outputs = "cross_entropy", source_of(source, 0), source
-    own = handle._saved_reduction
+    own = getattr(handle, "_saved_reduction", 0)
     own = _REDUCTIONS[own] if own in (0, 1, 2) else "none"
     return Found(
         kind=kind,
@@ -130,7 +139,7 @@ def _fused(name: str, handle: Any, path: _Path) -> Found:
         handle=handle,
         factor=path.factor,
         scales=path.scales,
-        saved=saved_tensor(handle, "self"),
+        saved=saved_tensor(handle, "log_probs" if kind == "ctc" else "self"),
         target=saved_tensor(handle, "target"),
         source=source,
         outputs=(outputs, 0),
@@ -144,15 +153,21 @@ def _compared(name: str, handle: Any, path: _Path) -> Found | None:
         return None
     if name == "Mul" and (len(operands) != 2 or operands[0] != operands[1]):
         return None
-    difference = source_of(handle, 0)
+    difference, learned = source_of(handle, 0), path.learned
+    if difference is not None and short_name(difference) == "Div" and difference.next_functions[1][0] is not None:
+        difference, learned = source_of(difference, 0), True  # ((output - target) / deviation)²
     if difference is None or short_name(difference) not in DIFFERENCES:
         return None
     first, second = source_of(difference, 0), source_of(difference, 1)
     if short_name(first or second) == "AccumulateGrad":
         return None  # a parameter that is drawn to where it was: a penalty
-    plain = short_name(difference) == "Sub" and (first is None) != (second is None)
+    plain = short_name(difference) == "Sub" and (first is None) != (second is None) and source_of(handle, 0) == difference
+    kind = "laplace_nll" if name == "Abs" else "gaussian_nll"
+    bare = abs(path.outer if path.masked else path.factor) == 1  # else it may be divided by the number of its terms
+    reduction = path.reduction if path.reduction == "mean" or bare else "none"
+    found = _written_out("l1" if name == "Abs" else "mse", handle, path)
     return replace(
-        _written_out("l1" if name == "Abs" else "mse", handle, path),
+        replace(found, kind=kind, reduction=reduction) if learned else found,
         source=first or second,
         outputs=(difference, 0 if first is not None else 1),
         difference=saved_tensor(handle, "self") if plain else None,
@@ -211,6 +226,24 @@ def _gaussian(handle: Any, path: _Path) -> Found | None:
     return replace(found, kind="gaussian_nll", factor=2 * path.factor, handle=handle) if found is not None else None
 
 
+def _margin(name: str, handle: Any, path: _Path) -> Found | None:
+    """max(0, m - target · output) and log(1 + exp(-target · output)), for labels of -1 and 1."""
+    below = next((source for place in (0, 1) if (source := source_of(handle, place)) is not None), None)
+    if _MARGINS[name] == "hinge":
+        difference = below is not None and short_name(below) in ("Add", *DIFFERENCES)
+        operands = [source_of(below, place) for place in (0, 1)] if difference else []
+        below = next((source for source in operands if source is not None), None) if None in operands else None
+    for _ in range(2):
+        below = source_of(below, 0) if below is not None and short_name(below) == "Neg" else below
+    source, target = _one_operand(below) if below is not None else (None, None)
+    if source is None or target is None or target.numel() < 2 or tuple(target.shape) != _shape(below):
+        return None
+    if short_name(source) == "Neg":
+        source = source_of(source, 0)
+    found = _written_out(_MARGINS[name], handle, path)
+    return replace(found, target=target, source=source, factor=-path.factor if name == "LogSigmoid" else path.factor)
+
+
 def _written_out(kind: str, handle: Any, path: _Path) -> Found:
     return Found(kind, path.node, _reduction(path), handle, path.factor, path.scales)
 
@@ -244,8 +277,10 @@ def _below(name: str, handle: Any, path: _Path) -> list[tuple[Any, _Path]]:
         return _below_sum(name, handle, path, sources)
     if name == "Mul":
         pairs = zip(sources, ("other", "self"), strict=False)
+        path = replace(path, learned=path.learned or (None not in sources and _shape(handle) != ()))
         return [(s, _times(path, _operand(handle, other), inverse=False)) for s, other in pairs if s is not None]
     if name == "Div" and sources[0] is not None:
+        path = replace(path, learned=path.learned or (None not in sources and _shape(handle) != ()))
         return [(sources[0], _times(path, _operand(handle, "other"), inverse=True))]
     if name == "Neg":
         path = replace(path, factor=-path.factor)
@@ -302,7 +337,7 @@ def _operand(handle: Any, name: str) -> torch.Tensor | float | None:
 
 def _times(path: _Path, factor: torch.Tensor | float | None, *, inverse: bool) -> _Path:
     if isinstance(factor, torch.Tensor) and factor.numel() != 1:
-        return replace(path, factor=math.nan, masked=True)
+        return replace(path, factor=math.nan, masked=True, outer=path.outer if path.masked else path.factor)
     if factor is None:
         return replace(path, factor=math.nan)
     value = number_at_hand(factor)

@@ -92,7 +92,8 @@ class _Search:
         module, before, after = self._around(node)
         told = {"node": node.handle.name().rpartition("::")[2], "dtype": _dtype_of(node)}
         if first.given is not None:
-            place = "loss" if node.name in _LOSS_NODES else "input"
+            beside = "target" if module is None and after is None else "input"  # after the last layer it is none of the model's
+            place = "loss" if node.name in _LOSS_NODES else beside
             return Origin(self._step, place, module, before=before, largest=largest_finite([first.given]), **told)
         largest = largest_finite(self._inputs(node))
         if module is not None:
@@ -108,7 +109,9 @@ class _Search:
             node, saved = nodes[index], dict(_operands(nodes[index]))
             if wrong:
                 yield _Suspect(node)
-            yield from (_Suspect(node, saved[i]) for i, s in enumerate(node.inputs) if s is None and _spoils(node, saved.get(i)))
+            yield from (
+                _Suspect(node, saved[i]) for i, s in enumerate(node.inputs) if s is None and _spoils(node, saved.get(i))
+            )
             sources = [
                 (source, saved.get(place))
                 for place, source in enumerate(node.inputs)

@@ -140,10 +140,8 @@ class ActivationGrowth(Rule):
         if not rate > 0:
             return Remedy(f"{text}.")
         decay = float(f"{self.good_ratio**2 / (2 * rate):.2g}")
-        return Remedy(
-            f"{text}; a weight decay of {decay:g} bounds the weights meanwhile.",
-            f'for group in optimizer.param_groups:\n    group["weight_decay"] = {decay:g}  # {self.good_ratio:g}**2 / (2 * lr)',
-        )
+        # No code: decay takes 1 / (lr * decay) steps to bound anything, and where the growth begins the model's author knows.
+        return Remedy(f"{text}; a weight decay of {decay:g} bounds the weights in the long run.")
 
 
 def _slopes(table: npt.NDArray[np.float64], steps: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

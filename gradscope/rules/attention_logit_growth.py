@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,8 +11,10 @@ import numpy as np
 
 from gradscope.depth import plain
 from gradscope.evidence import before_onset
+from gradscope.evidence import stalled
 from gradscope.evidence import works
 from gradscope.records import Hit
+from gradscope.records import ParameterInfo
 from gradscope.records import Remedy
 from gradscope.records import Severity
 from gradscope.rule import Rule
@@ -28,7 +29,8 @@ class AttentionLogitGrowth(Rule):
     ## What it does
 
     Looks at the largest logit of a few heads and queries, masked keys left out, on the steps whose graph is read. It speaks
-    where an attention had logits above 50 in its last two readings, before the training blew up if it did. They count as
+    where an attention had logits above 50 in its last two readings, or in the last one above 100 and ten times all before,
+    before the training blew up if it did. They count as
     growing where the last reading is twice the smallest before it.
 
     ## Why it is bad
@@ -44,11 +46,15 @@ class AttentionLogitGrowth(Rule):
     - Where training works, logits above 50 are for information; it takes 100 and growth to make them a warning.
 
     Healthy small trainings had logits of 5.7 to 7.8 at most; faults had 110 to 190. Queries and keys initialised eight times
-    too large started above 100, and trained.
+    too large started above 100, and trained. Where q·k was multiplied by what it was to be divided by, they stood at 187 to
+    3,490 from the first step on, and the loss at 0.97 of a constant's after 300: where all readings are above 100 and training
+    stands still after 100 steps, they need not grow to be sure.
 
     ## What to do
 
-    Normalise queries and keys before their product (QK-norm), or scale their weights down, and lower the learning rate.
+    Normalise queries and keys before their product (QK-norm), over their whole width as OLMo 2 does, from the start of a run;
+    or lower the rate of their weights. A GPT whose queries and keys learned at fifty times the rate of the rest came to a loss
+    of 2.55 to 2.69, with QK-norm to 2.07 to 2.30, with the rate of the rest to 1.97 to 2.06 (three seeds).
 
     ## Known false alarms
 
@@ -57,7 +63,8 @@ class AttentionLogitGrowth(Rule):
     ## References
 
     M. Dehghani et al., "Scaling Vision Transformers to 22 Billion Parameters", 2023, section 2 (QK-norm). M. Wortsman et al.,
-    "Small-scale proxies for large-scale Transformer training instabilities", 2023.
+    "Small-scale proxies for large-scale Transformer training instabilities", 2023. OLMo team, "2 OLMo 2 Furious", 2024,
+    section 3 (QK-norm over the whole width).
     """
 
     family: ClassVar[str] = "transformer"
@@ -72,6 +79,7 @@ class AttentionLogitGrowth(Rule):
     large: float = 50.0  # logit; QK-clip and soft caps stand at 50 to 100
     alarming: float = 100.0  # above which a training that works gets a warning, where they grow
     growing: float = 2.0  # times the smallest reading
+    soaring: float = 10.0  # times the largest reading before, from which a single one counts that is above that
     readings: int = 2  # the last ones
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
@@ -81,10 +89,14 @@ class AttentionLogitGrowth(Rule):
         for site in range(logits.shape[1]):
             rows = np.flatnonzero(np.isfinite(logits[:, site]))
             values = logits[rows, site]
-            if len(rows) >= self.readings and (values[-self.readings :] > self.large).all():
+            if len(rows) >= self.readings and ((values[-self.readings :] > self.large).all() or self._soared(values)):
                 found[site] = (steps[rows], values)
         if found:
             yield self._hit(timeline, found)
+
+    def _soared(self, values: np.ndarray) -> bool:
+        """Whether the last reading alone says it: far above what is large, and many times all before it."""
+        return bool(values[-1] > self.alarming and values[-1] > self.soaring * values[:-1].max())
 
     def _hit(self, timeline: Timeline, found: dict[int, tuple[np.ndarray, np.ndarray]]) -> Hit:
         names = [timeline.schema.attentions[site].path for site in found]
@@ -107,10 +119,14 @@ class AttentionLogitGrowth(Rule):
                 f"The largest attention logit at {name} is {values[-1]:.3g} at step {steps[-1]}, after {values[0]:.3g} at step "
                 f"{steps[0]}; healthy small trainings stay below 8, and above {self.large:g} the softmax picks a single key."
             ),
-            remedy=_remedy(timeline, {timeline.schema.attentions[s].path: float(v[-1]) for s, (_, v) in found.items()}),
+            remedy=_remedy(timeline, list(dict.fromkeys(names))),
             severity=self._severity(timeline, float(values[-1]), grows),
-            strength=3.0 if grows else 1.0,
+            strength=3.0 if grows or self._stuck(timeline, values) else 1.0,
         )
+
+    def _stuck(self, timeline: Timeline, values: np.ndarray) -> bool:
+        """Whether the logits were alarming in all readings, and training has led nowhere meanwhile."""
+        return bool(values.min() > self.alarming) and stalled(timeline) and not works(timeline)
 
     def _severity(self, timeline: Timeline, logit: float, grows: bool) -> Severity:
         if not works(timeline) and timeline.onset is not None and grows:
@@ -120,29 +136,57 @@ class AttentionLogitGrowth(Rule):
         return Severity.WARNING
 
 
-def _remedy(timeline: Timeline, logits: dict[str, float]) -> Remedy:
-    """Scale queries and keys by sqrt(50 / logit) each, or queries alone by 50 / logit, where their weights are known."""
-    scaled = [rows for path, logit in logits.items() for rows in _scaled(timeline, path, AttentionLogitGrowth.large / logit)]
-    table = "".join(f"    ({name!r}, {rows}, {factor:.3g}),\n" for name, rows, factor in scaled)
-    code = (
-        f"scaled = [  # name, rows of queries and keys, factor\n{table}]\nwith torch.no_grad():\n"
-        "    for name, rows, factor in scaled:\n        model.get_parameter(name)[:rows].mul_(factor)"
+def _remedy(timeline: Timeline, paths: list[str]) -> Remedy:
+    """QK-norm, where the projections are known: an RMSNorm over all queries of a token, and one over all its keys.
+
+    Normalised over their width w, their norms are sqrt(w), so |q·k|/√d <= w/√d in each head, whatever the weights grow to.
+    """
+    text = (
+        "Start anew with normalised queries and keys (QK-norm): it bounds their product, which neither a scaling of the "
+        "weights nor anything else in the midst of a run does for long; or lower the rate of their weights."
     )
-    return Remedy(
-        "Normalise queries and keys before their product (a LayerNorm or RMSNorm over each head), or scale their weights down.",
-        code if scaled else None,
-    )
+    joined = {path: width for path in paths if (width := _joined_width(timeline, path))}
+    apart = {name: rows for path in paths for name, rows in _apart(timeline, path)}
+    if joined:
+        return Remedy(text, _QK_NORM.format(table=joined))
+    return Remedy(text, _NORM_EACH.format(table=apart) if apart else None)
 
 
-def _scaled(timeline: Timeline, path: str, factor: float) -> Iterator[tuple[str, int, float]]:
-    """The parameters that make the queries: their names, how many rows make queries and keys, and by what to scale these."""
+_QK_NORM = """\
+class NormalisedQK(torch.nn.Module):  # around a projection to queries, keys and values, in this order
+    def __init__(self, projection, width):
+        super().__init__()
+        self.projection, self.q, self.k = projection, torch.nn.RMSNorm(width), torch.nn.RMSNorm(width)
+
+    def forward(self, x):
+        q, k, v = self.projection(x).chunk(3, dim=-1)
+        return torch.cat([self.q(q), self.k(k), v], dim=-1)
+
+for name, width in {table}.items():  # before the optimizer is made
+    model.set_submodule(name, NormalisedQK(model.get_submodule(name), width))"""
+_NORM_EACH = """\
+for name, width in {table}.items():  # before the optimizer is made
+    model.set_submodule(name, torch.nn.Sequential(model.get_submodule(name), torch.nn.RMSNorm(width)))"""
+_KEYS = {"q": "k", "query": "key", "wq": "wk", "q_proj": "k_proj", "to_q": "to_k", "q_lin": "k_lin", "query_proj": "key_proj"}
+
+
+def _projection(timeline: Timeline, path: str) -> ParameterInfo | None:
+    """The weight of a linear layer; None where ``path`` is none, as torch's own attention is none."""
     module = timeline.modules.get(path)
     own = [timeline.parameters[name] for name in module.parameters if name in timeline.parameters] if module else []
-    weight = next((p for p in own if len(p.shape) == 2), None)
-    if weight is None:
-        return
-    rows, columns = weight.shape
-    joined = rows == 3 * columns  # queries, keys and values in one projection
-    for parameter in own:
-        if parameter.shape[0] == rows:
-            yield parameter.name, 2 * columns if joined else rows, math.sqrt(factor) if joined else factor
+    return next((p for p in own if len(p.shape) == 2), None) if module and module.role == "linear" else None
+
+
+def _joined_width(timeline: Timeline, path: str) -> int | None:
+    """How wide the queries are of a projection that makes queries, keys and values; None for any other."""
+    weight = _projection(timeline, path)
+    return weight.shape[1] if weight is not None and weight.shape[0] == 3 * weight.shape[1] else None
+
+
+def _apart(timeline: Timeline, path: str) -> Iterator[tuple[str, int]]:
+    """The projections of the queries and, by its name beside it, of the keys, with their widths; none where one is missing."""
+    parent, dot, name = path.rpartition(".")
+    pair = (path, f"{parent}{dot}{_KEYS[name]}") if name in _KEYS else ()
+    weights = [_projection(timeline, module) for module in pair]
+    if all(weight is not None for weight in weights):
+        yield from ((module, weight.shape[0]) for module, weight in zip(pair, weights, strict=True) if weight is not None)

@@ -52,12 +52,19 @@ class Bf16StalledUpdates(Rule):
       are not counted.
     - In a warm-up, and at the end of a decay, steps are small on purpose.
     - Mixed precision keeps the weights in float32 and casts them for the forward pass: such weights are in float32 here.
-    - Where training works or progresses the finding is for information. It is a warning there where more than 90 % stay the
-      same, the loss is still above a quarter of the best constant prediction's after 100 steps, and the optimizer is one of
-      torch's own, which round to the nearest number: stochastic rounding and Kahan summation lose nothing on average.
+    - Up to 70 % the others are enough to learn with: the finding is for information.
+    - Where training works or progresses it is, too. It is a warning there after 100 steps where the loss is still above three
+      quarters of the best constant prediction's, or above a quarter with more than 90 % that stay the same, and the optimizer
+      is one of torch's own, which round to the nearest number: stochastic rounding and Kahan summation lose nothing on average.
 
     Of 26 healthy small trainings in float32 no step left more than 0.3 % unchanged. In bfloat16, SGD with a rate of 0.0001
-    left 99 % (nothing was learned), Adam with 0.0001 88 % (slow), Adam with 0.001 67 % (learns).
+    left 99 % (nothing was learned), Adam with 0.0001 88 % (slow), Adam with 0.001 67 % (learns). In 300 steps on two tasks:
+
+    | | unchanged | loss over a constant's | in float32 |
+    | --- | --- | --- | --- |
+    | SGD 0.01 | 86 %, 90 % | 0.83, 0.84 | 0.72, 0.54 |
+    | Adam 0.0001 | 81 %, 76 % | 0.86, 0.80 | 0.60, 0.26 |
+    | SGD 0.1, Adam 0.0003 and 0.001 | 64 % at most | 0.01 to 0.40 | 0.00 to 0.28 |
 
     ## What to do
 
@@ -83,8 +90,10 @@ class Bf16StalledUpdates(Rule):
 
     stalled: float = 0.5  # of the elements that had a gradient, in the median matrix
     least_samples: int = 5  # sampled steps with a gradient
+    most_harmless: float = 0.7  # of these elements, up to which the others are enough to learn with
     nearly_all: float = 0.9  # of these elements, which is a warning though the loss falls
     well: float = 0.25  # of the best constant prediction's loss, below which a training learns well
+    badly: float = 0.75  # of the same, above which a training has hardly learned
     patience: int = 50  # steps, before which the finding is for information
     least_of_peak: float = 0.05  # of the learning rate; below it a schedule has ended
 
@@ -102,7 +111,7 @@ class Bf16StalledUpdates(Rule):
         stalled = row_medians(shares.T)
         counted = stalled[known.sum(axis=0) >= self.least_samples]
         if len(counted) and np.median(counted) > self.stalled:
-            rows = np.flatnonzero(known.any(axis=1))
+            rows = np.flatnonzero(row_medians(shares) > self.stalled)
             held = np.zeros(len(timeline.schema.parameters), dtype=bool)
             held[places[(stalled > self.stalled) & (known.sum(axis=0) >= self.least_samples)]] = True
             yield self._hit(timeline, parameter_names(timeline, held), rows, float(np.median(counted)))
@@ -147,13 +156,13 @@ class Bf16StalledUpdates(Rule):
         )
 
     def _severity(self, timeline: Timeline, share: float) -> Severity:
-        if timeline.step_count < self.patience or timeline.converged:
+        if timeline.step_count < self.patience or timeline.converged or share <= self.most_harmless:
             return Severity.INFO
         if not works(timeline) and not timeline.progressing:
             return gravity(timeline)
         plain_steps = all(optimizer.type in ROUNDS for optimizer in timeline.info.optimizers)
-        learned = timeline.last_loss < self.well * timeline.baseline
-        slow = share > self.nearly_all and plain_steps and not learned and timeline.step_count >= PATIENCE
+        limit = (self.well if share > self.nearly_all else self.badly) * timeline.baseline
+        slow = plain_steps and timeline.step_count >= PATIENCE and not timeline.last_loss < limit
         return Severity.WARNING if slow else Severity.INFO
 
 
@@ -167,6 +176,7 @@ def _remedy(timeline: Timeline, dtype: str) -> Remedy:
     device = timeline.info.device.partition(":")[0]
     return Remedy(
         f"Keep the weights in float32, and run only the forward pass in {dtype}, under torch.autocast.",
-        f'model.float()  # before the optimizer is made\nwith torch.autocast("{device}", dtype=torch.{dtype}):\n'
+        "model.float()  # before the optimizer is made\n# and in the forward pass:\n"
+        f'with torch.autocast("{device}", dtype=torch.{dtype}):\n'
         "    output = model(x.float() if x.is_floating_point() else x)",
     )

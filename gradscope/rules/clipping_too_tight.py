@@ -23,6 +23,8 @@ from gradscope.timeline import Timeline
 from gradscope.trends import median_of
 
 LOOK = 200  # clipped steps that the remedy looks back on
+SAME = 1e-6  # relative difference of two float32 numbers that are the same limit
+LEAST_PARAMETERS = 3  # with a gradient, that a common largest element is no coincidence
 
 
 @final
@@ -32,14 +34,18 @@ class ClippingTooTight(Rule):
 
     ## What it does
 
-    Reads what `clip_grad_norm_` found and what it was given as a limit. It speaks, for plain SGD with or without momentum,
-    where after 100 steps more than 95 % of ten sampled calls or more clipped, to less than a tenth of the norm in the median,
-    and the median update ratio is below 0.001. Where training works all the same the finding is an aside.
+    Reads what `clip_grad_norm_` found and what it was given as a limit. A limit on single elements, as `clip_grad_value_` or
+    `clamp_` sets it, is seen in the gradients themselves: the largest element of nearly every parameter's gradient has one and
+    the same magnitude, step after step. It speaks, for plain SGD with or without momentum, where after 100 steps more than 95 %
+    of ten sampled calls or more clipped, to less than a tenth of the norm in the median (or where half of the elements stand at
+    the limit, so that the gradient is hardly more than its sign), and the median update ratio is below 0.001. Where training
+    works all the same the finding is an aside.
 
     ## Why it is bad
 
     Clipping is meant for the rare step. Where it shortens each one to a tenth, the learning rate that acts is a tenth of what
-    was set, and it is coupled to the gradient's norm: a limit of 0.001 with SGD left an update ratio of 0.000004.
+    was set, and it is coupled to the gradient's norm: a limit of 0.001 with SGD left an update ratio of 0.000004. A limit of
+    0.00001 on each element took a loss from 0.716 to 0.706 in 250 steps, which came to 0.096 with a limit of 1.
 
     ## How it is told apart
 
@@ -67,7 +73,7 @@ class ClippingTooTight(Rule):
 
     family: ClassVar[str] = "loop wiring"
     kind: ClassVar[str] = "cause"
-    needs: ClassVar[tuple[str, ...]] = ("step.clip_norm", "step.clip_limit", "update.ratio", "fact.optimizer")
+    needs: ClassVar[tuple[str, ...]] = ("update.ratio", "fact.optimizer")
     least_steps: ClassVar[int] = 100
     explains: ClassVar[tuple[str, ...]] = (
         "loss-plateau", "lr-too-low", "weights-not-moving", "labels-unrelated", "bf16-stalled-updates",
@@ -77,16 +83,61 @@ class ClippingTooTight(Rule):
     most_left: float = 0.1  # of the norm, in the median call
     most_ratio: float = 1e-3  # median update ratio
     least_calls: int = 10  # sampled
+    least_alike: float = 0.8  # of the parameters, whose largest gradient element has the same magnitude
+    least_full: float = 0.7  # of the norm that a gradient has with every element at the limit
+
+    def obstacle(self, timeline: Timeline) -> str | None:
+        found = Rule.obstacle(self, timeline)
+        return found if found is not None or self._limit(timeline) is not None else timeline.lack("step.clip_norm")
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         if not all(_keeps_size(o.type) for o in timeline.info.optimizers) or timeline.converged or warming_up(timeline):
             return
-        rows, left = _calls(timeline)
-        if len(rows) < self.least_calls or np.mean(left < 1) <= self.least_share or not np.median(left) < self.most_left:
-            return
         size = median_of(step_sizes(timeline))
-        if 0 < size < self.most_ratio:
+        if not 0 < size < self.most_ratio:
+            return
+        rows, left = _calls(timeline)
+        limit = self._limit(timeline)
+        if limit is not None:
+            yield self._hit_of_elements(timeline, limit, size)
+        elif len(rows) >= self.least_calls and np.mean(left < 1) > self.least_share and np.median(left) < self.most_left:
             yield self._hit(timeline, rows, left, size)
+
+    def _limit(self, timeline: Timeline) -> float | None:
+        """The magnitude that elements of gradients are clipped at, where most of them are."""
+        trained = timeline.trained
+        largest = timeline.column("weight_gradient.absmax")[:, trained].astype(np.float64)
+        norms = timeline.column("weight_gradient.norm")[:, trained].astype(np.float64)
+        known = [timeline.parameters.get(s.path) for s, own in zip(timeline.schema.parameters, trained, strict=True) if own]
+        sizes = np.array([parameter.size if parameter else np.nan for parameter in known])
+        seen = np.isfinite(largest) & (largest > 0)
+        rows = seen.sum(axis=1) >= LEAST_PARAMETERS
+        if np.count_nonzero(rows) < self.least_calls:
+            return None
+        limit = float(np.median(largest[rows][seen[rows]]))
+        same = seen & (np.abs(largest - limit) <= SAME * limit)
+        alike = same[rows].sum(axis=1) >= self.least_alike * seen[rows].sum(axis=1)
+        full = median_of((norms / (limit * np.sqrt(sizes)))[rows])
+        return limit if np.mean(alike) > self.least_share and self.least_full < full <= 1 + SAME * 1e3 else None
+
+    def _hit_of_elements(self, timeline: Timeline, limit: float, size: float) -> Hit:
+        rate = usual_rate(timeline)
+        return Hit(
+            modules=(),
+            first_step=int(timeline.steps[0]),
+            last_step=int(timeline.steps[-1]),
+            evidence={"limit": plain(limit), "update_ratio": plain(size), "learning_rate": plain(rate), "of": "elements"},
+            message=(
+                f"Most elements of the gradients were clipped at {limit:.3g}, so that little more than their sign is left, and "
+                f"a step changes the median weight matrix by {size:.2g} of its norm."
+            ),
+            remedy=Remedy(
+                f"Clip the norm instead of the elements, or raise the limit of {limit:.3g} a thousandfold.",
+                f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)  # not {limit:.3g} on elements",
+            ),
+            severity=gravity(timeline),
+            strength=4.0,
+        )
 
     def _hit(self, timeline: Timeline, rows: npt.NDArray[np.intp], left: npt.NDArray[np.float64], size: float) -> Hit:
         norms = timeline.column("step.clip_norm")[rows, 0]

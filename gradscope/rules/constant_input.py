@@ -153,9 +153,11 @@ def _message(timeline: Timeline, name: str, count: int, rms: float, *, repeated:
     if changing:
         return f"The input {name} was the same, bit for bit, in {count} sampled steps, while the targets changed."
     if repeated:
+        compared = np.count_nonzero(np.isfinite(timeline.column("input.repeated")[1:]).any(axis=1))
         return (
-            f"The input {name} was the same, bit for bit, in {count} of {len(timeline.frames)} sampled steps: right for "
-            "full-batch training or a test on one batch, and otherwise a loader that hands out one batch only."
+            f"The input {name} was the same as before, bit for bit, in {count} of the {compared} sampled steps that were "
+            "compared: right for full-batch training or a test on one batch, and otherwise a loader that hands out one batch "
+            "only."
         )
     value = f" (its root mean square is {rms:.3g})" if math.isfinite(rms) else ""
     return f"All samples of a batch are equal in {count} sampled steps: the input {name} does not vary over the batch{value}."

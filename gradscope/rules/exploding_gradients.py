@@ -14,9 +14,9 @@ from gradscope.depth import decades
 from gradscope.depth import depth_sites
 from gradscope.depth import is_residual
 from gradscope.depth import largest
-from gradscope.depth import one_digit
 from gradscope.depth import plain
 from gradscope.depth import slopes
+from gradscope.evidence import calm_clipping
 from gradscope.evidence import gravity
 from gradscope.evidence import works
 from gradscope.records import Hit
@@ -123,7 +123,7 @@ class ExplodingGradients(Rule):
         )
 
     def _over_time(self, timeline: Timeline) -> Hit | None:
-        norms, steps = timeline.pulse("gradient_norm"), timeline.pulse("step")
+        norms, steps = timeline.gradient_norms, timeline.pulse("step")
         start = min(median_of(norms[:1]), median_of(norms[:5]), key=lambda value: value if value > 0 else np.inf)
         if not start > 0:
             return None
@@ -175,11 +175,8 @@ def _grave(timeline: Timeline) -> Severity:
 
 
 def _clip(timeline: Timeline, before: int) -> Remedy:
-    """Clipping at the 90th percentile of the norms before the step at which they grew."""
-    norms = timeline.pulse("gradient_norm")
-    norms = norms[(timeline.pulse("step") < max(before, 1)) & np.isfinite(norms) & (norms > 0)]
-    limit = one_digit(float(np.percentile(norms, 90))) if len(norms) else 1.0
-    return Remedy(
-        f"Remove the cause; until then clip the gradient's norm to {limit:g}.",
-        f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={limit:g})  # between backward() and step()",
-    )
+    """Clipping at the 90th percentile of the norms before the step at which they grew, where there were enough."""
+    clip = calm_clipping(timeline, before=before)
+    if clip is None:
+        return Remedy("Remove the cause: the gradient was too large from the start, and there is no norm to clip it at.")
+    return Remedy(f"Remove the cause. {clip.text}", clip.code)

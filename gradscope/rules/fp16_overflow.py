@@ -20,6 +20,12 @@ from gradscope.timeline import Timeline
 
 LARGEST = 65504.0  # finite number of float16
 
+# Operations whose result is infinite only by its size, where all that goes in is finite.
+_GROWING = frozenset(
+    f"{name}Backward"
+    for name in "Exp Exp2 Expm1 Pow Mul Add Sub Sum Cumsum Prod Mm Addmm Bmm Baddbmm Mv Linear Convolution Cosh Sinh".split()
+)
+
 
 @dataclass(frozen=True)
 class _Overflow:
@@ -40,9 +46,12 @@ class Fp16Overflow(Rule):
 
     ## What it does
 
-    It speaks in two cases. The loss scale of a GradScaler comes down by a factor of eight or more within 100 steps, after
+    It speaks in four cases. The loss scale of a GradScaler comes down by a factor of eight or more within 100 steps, after
     step 100 (each halving stands for a step that was thrown away), or falls below 1. Or a module whose output is in float16
-    puts out numbers above 30,000, or infinite ones.
+    puts out numbers above 30,000, or infinite ones. Or the run's first value that is not finite came out of an operation in
+    float16 that makes such values of finite ones by their size alone, as `exp`, a power and a product do. Or 80 % and more of
+    what a module puts out in float16 is exactly zero, a quarter more than of what went in, whose squares or their sum exceed
+    65,504: divided by such a norm, which is infinite, everything is zero, and nothing that is infinite is left to see.
 
     ## Why it is bad
 
@@ -53,9 +62,14 @@ class Fp16Overflow(Rule):
 
     - While a scaler looks for its scale it throws away up to sixteen steps: the first 100 steps are not judged.
     - It doubles its scale now and then to see whether it can: halvings count beyond the doublings between them.
+    - A division, a root and a logarithm may be infinite whatever the format: there `nonfinite-origin` speaks alone.
+    - Activation functions and dropout put out zeros of their own: they are not taken for a norm that overflowed.
     - Outputs in bfloat16 and float32 reach 3e38. What is infinite there is `nonfinite-origin`.
     - Where numbers grow because steps are too long, weights too large or inputs not normalised, those explain this
       finding: with a scale below 1 the gradients themselves have blown up.
+
+    A norm by hand in float16 put out 49 to 53 % zeros, as many as the ReLU in front of it, up to the step at which the
+    inputs grew thirtyfold, and 91 to 100 % from there on; the loss went from 0.06 to 2.2, where float32 stays at 0.02.
 
     ## What to do
 
@@ -78,7 +92,7 @@ class Fp16Overflow(Rule):
     needs: ClassVar[tuple[str, ...]] = ()
     explains: ClassVar[tuple[str, ...]] = (
         "nonfinite-origin", "nonfinite-gradients", "nonfinite-loss", "weights-not-moving", "gradient-spikes",
-        "loss-divergence", "loss-plateau",
+        "loss-divergence", "loss-plateau", "bf16-stalled-updates", "collapsed-output",
     )  # fmt: skip
 
     halvings: int = 3  # beyond doublings, within the window
@@ -86,6 +100,9 @@ class Fp16Overflow(Rule):
     search: int = 100  # first steps, in which the scaler looks for its scale
     least_scale: float = 1.0  # below which the gradients themselves have blown up
     largest: float = 3e4  # activation
+    least_base: float = 40.0  # of a power that overflows; its cube is 64,000
+    zeros: float = 0.8  # share of a module's output
+    more_zeros: float = 0.25  # than in what goes in
 
     def obstacle(self, timeline: Timeline) -> str | None:
         if _half_sites(timeline) or np.isfinite(timeline.pulse("loss_scale")).any():
@@ -93,7 +110,12 @@ class Fp16Overflow(Rule):
         return "neither a GradScaler nor a module whose output is in float16 was seen"
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
-        found = self._by_scale(timeline) or self._by_activation(timeline)
+        found = (
+            self._by_scale(timeline)
+            or self._by_activation(timeline)
+            or self._by_operation(timeline)
+            or self._by_zeros(timeline)
+        )
         if found is not None:
             yield self._hit(timeline, found)
 
@@ -167,6 +189,67 @@ class Fp16Overflow(Rule):
         inputs, weights = timeline.column("input.nonfinite")[row], timeline.held("weight.nonfinite")[row]
         return not any(bool((share > 0).any()) for share in (earlier, inputs, weights))
 
+    def _by_operation(self, timeline: Timeline) -> _Overflow | None:
+        """The operation that the first infinity came out of, where its size alone can have made it so."""
+        told = timeline.info.origin
+        if told is None or told.step > timeline.step_count or told.dtype != "float16" or told.node is None:
+            return None
+        if told.place not in ("forward", "between", "loss") or told.node.removesuffix("0") not in _GROWING:
+            return None
+        if told.node.startswith("Pow") and not (told.largest or 0.0) >= self.least_base:
+            return None  # zero to a negative power
+        modules = tuple(path for path in (told.before, told.module) if path)
+        where = f", {'in' if told.place == 'forward' else 'before'} {told.module}" if told.module else ""
+        return _Overflow(
+            modules=modules,
+            first=told.step,
+            last=told.step,
+            evidence={"operation": told.node, "largest": told.largest, "limit": LARGEST, "step": told.step},
+            message=(
+                f"At step {told.step} {told.node}{where} made infinite numbers of finite ones in float16, which ends at 65,504."
+            ),
+            lost=True,
+        )
+
+    def _by_zeros(self, timeline: Timeline) -> _Overflow | None:
+        """A module that divides by a norm that is infinite in float16: finite numbers go in, and hardly anything comes out."""
+        sites = [site for site in _half_sites(timeline) if site > 0 and self._may_divide(timeline, site)]
+        if not sites:
+            return None
+        zero, rms, peak = (timeline.column(f"activation.{name}") for name in ("zero", "rms", "absmax"))
+        front = np.array(sites) - 1
+        widths = np.array([_width(timeline, site) for site in front], dtype=np.float64)
+        rooms = (peak[:, front].astype(np.float64) ** 2 > LARGEST) | (rms[:, front].astype(np.float64) ** 2 * widths > LARGEST)
+        empty = (zero[:, sites] >= self.zeros) & (zero[:, sites] - zero[:, front] >= self.more_zeros)
+        rows, places = np.nonzero(rooms & empty & np.isfinite(peak[:, front]))
+        if not len(rows):
+            return None
+        row, site = int(rows[0]), sites[int(places[0])]
+        step, name = int(timeline.steps[row]), timeline.schema.modules[site].path
+        share, before, largest = (float(x) for x in (zero[row, site], zero[row, site - 1], peak[row, site - 1]))
+        return _Overflow(
+            modules=(name,),
+            first=step,
+            last=int(timeline.steps[rows[-1]]),
+            evidence={
+                "module": name,
+                "zero": plain(share),
+                "zero_before": plain(before),
+                "largest": plain(largest),
+                "step": step,
+            },
+            message=(
+                f"At step {step} {100 * share:.0f} % of what {name} put out in float16 was zero, with {100 * before:.0f} % of "
+                f"what went in, and squares of that, which reached {largest:.3g}, exceed 65,504 or add up to more: divided by "
+                "a norm that is infinite, everything is zero."
+            ),
+            lost=False,
+        )
+
+    def _may_divide(self, timeline: Timeline, site: int) -> bool:
+        module = timeline.modules.get(timeline.schema.modules[site].path)
+        return module is not None and module.role in ("norm", "other")
+
     def _hit(self, timeline: Timeline, found: _Overflow) -> Hit:
         grave = gravity(timeline)
         return Hit(
@@ -179,6 +262,11 @@ class Fp16Overflow(Rule):
             severity=max(grave, Severity.WARNING) if found.lost else grave,
             strength=4.0,
         )
+
+
+def _width(timeline: Timeline, site: int) -> int:
+    """Features of what stands at a site: as many as the last matrix layer up to there puts out, one where there is none."""
+    return next((layer.weight.shape[0] for layer in reversed(timeline.layers) if layer.site <= site), 1)
 
 
 def _fall(logs: np.ndarray, window: int) -> np.ndarray:
@@ -204,5 +292,20 @@ def _remedy(timeline: Timeline, modules: tuple[str, ...]) -> Remedy:
     where = f"; or keep {named(modules)} in float32" if modules else ""
     return Remedy(
         f"Use bfloat16 in place of float16, without a GradScaler{where}.",
-        f'with torch.autocast("{device}", dtype=torch.bfloat16):  # and loss.backward() with no scaler\n    output = model(x)',
+        f"{_before_the_loop(timeline, device)}# and in the forward pass:\n"
+        f'with torch.autocast("{device}", dtype=torch.bfloat16):\n    output = model(x)',
+    )
+
+
+def _before_the_loop(timeline: Timeline, device: str) -> str:
+    """What the loop starts with: a scaler that scales nothing where there is one, weights in float32 where they are not."""
+    scaled = np.isfinite(timeline.pulse("loss_scale")).any()
+    halved = any(parameter.dtype == "float16" for parameter in timeline.info.parameters)
+    return "".join(
+        line
+        for line, holds in (
+            ("model.float()  # before the optimizer is made\n", halved),
+            (f'scaler = torch.amp.GradScaler("{device}", enabled=False)  # bfloat16 has the range of float32\n', scaled),
+        )
+        if holds
     )

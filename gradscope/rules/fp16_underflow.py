@@ -184,7 +184,7 @@ def _scaler(timeline: Timeline) -> Remedy:
     device = timeline.info.device.partition(":")[0]
     return Remedy(
         f"Scale the loss, by 2^{power} to begin with, or use bfloat16.",
-        f'scaler = torch.amp.GradScaler("{device}", init_scale=2.0**{power})\n'
-        "scaler.scale(loss).backward()  # in place of loss.backward()\n"
-        "scaler.step(optimizer)  # in place of optimizer.step()\nscaler.update()",
+        f'scaler = torch.amp.GradScaler("{device}", init_scale=2.0**{power})  # before the loop\n'
+        "# and in place of backward() and step():\noptimizer.zero_grad()\nscaler.scale(loss).backward()\n"
+        "scaler.step(optimizer)\nscaler.update()",
     )

@@ -12,19 +12,17 @@ import numpy.typing as npt
 
 from gradscope.evidence import Indices
 from gradscope.evidence import Mask
-from gradscope.evidence import clipping_norm
+from gradscope.evidence import calm_clipping
 from gradscope.evidence import works
 from gradscope.records import Hit
 from gradscope.records import Remedy
 from gradscope.records import Severity
 from gradscope.rule import Rule
 from gradscope.timeline import Timeline
-from gradscope.trends import SPIKE_WINDOW
+from gradscope.trends import largest_before
 from gradscope.trends import lasting
 from gradscope.trends import median_of
 from gradscope.trends import spike_scores
-
-LEAST_BEFORE = 10  # steps before one that can be a spike
 
 
 @final
@@ -82,10 +80,10 @@ class GradientSpikes(Rule):
     events: int = 3  # that make them a habit
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
-        norms = timeline.pulse("gradient_norm")
+        norms = timeline.gradient_norms
         known = np.flatnonzero(np.isfinite(norms))
         scores = spike_scores(norms[known])
-        leaps = norms[known] > self.leap * _largest_before(norms[known])
+        leaps = norms[known] > self.leap * largest_before(norms[known])
         spikes = (scores > self.score) | _in_company(scores > self.repeated_score) | leaps
         if spikes.any():
             steps = timeline.pulse("step")[known].astype(np.int64)
@@ -139,13 +137,6 @@ class GradientSpikes(Rule):
         return Severity.WARNING if harmful or habit else Severity.INFO
 
 
-def _largest_before(norms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The largest of the 30 values before each; infinity for the first ten, and where all before are zero."""
-    padded = np.concatenate([np.zeros(SPIKE_WINDOW), norms[:-1]])
-    largest = np.lib.stride_tricks.sliding_window_view(padded, SPIKE_WINDOW).max(axis=1)
-    return np.where((np.arange(len(norms)) < LEAST_BEFORE) | (largest == 0), np.inf, largest)
-
-
 def _in_company(high: Mask) -> Mask:
     """Where a step is high and another within five steps is, too: the first of a pair counts as well as the last."""
     behind = lasting(high, least=2, window=5)
@@ -157,8 +148,7 @@ def _between(steps: npt.NDArray[np.int64], first: int, last: int) -> Mask:
 
 
 def _remedy(timeline: Timeline) -> Remedy:
-    norm = f"{clipping_norm(timeline):g}"
-    return Remedy(
-        text=f"Clip the gradient at {norm}, the 90th percentile of the last 200 steps, and look at the batch of that step.",
-        code=f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={norm})  # between backward() and optimizer.step()",
-    )
+    clip = calm_clipping(timeline)
+    if clip is None:
+        return Remedy("Look at the batch of that step; too few steps came before it to say at which norm to clip.")
+    return Remedy(f"{clip.text} Look at the batch of that step.", clip.code)

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 from typing import final
 
+import numpy as np
+
 from gradscope.depth import InitGrowth
+from gradscope.depth import has_norm
 from gradscope.depth import init_growth
 from gradscope.depth import init_remedy
+from gradscope.depth import matrix_ratios
+from gradscope.depth import matrix_remedy
 from gradscope.depth import plain
+from gradscope.evidence import PATIENCE
 from gradscope.evidence import gravity
 from gradscope.evidence import measured
+from gradscope.evidence import overshot
+from gradscope.evidence import owners
 from gradscope.evidence import suffices
+from gradscope.objective import REGRESSIONS
+from gradscope.objective import chance
+from gradscope.objective import each
+from gradscope.objective import given
+from gradscope.objective import sole_loss
+from gradscope.objective import targets
 from gradscope.records import Hit
+from gradscope.records import LossInfo
 from gradscope.records import Severity
 from gradscope.rule import Rule
 from gradscope.timeline import Timeline
@@ -33,7 +49,9 @@ class InitTooLarge(Rule):
     where the median rho is above 2 and the signal grows by more than a tenth of a decade a layer and by more than one and
     a half decades over all. Networks of three to five layers are too short for a slope: there it takes a median rho above
     4 and a training that blew up. Where the first step was measured to overshoot, and not to do so once each layer's weights
-    are divided by the root of its rho, that is enough, however much the signal grows.
+    are divided by the root of its rho, that is enough, however much the signal grows. In a net of any depth without
+    normalisation it is enough, too, that the median rho is above 4, with the last layer and with matrices that are
+    parameters by themselves, and that the output starts at three times the targets' root mean square (logits: at 10).
 
     ## Why it is bad
 
@@ -54,6 +72,11 @@ class InitTooLarge(Rule):
     too large it was +0.33 to +0.37, where half log10 rho says +0.38. The largest share of saturated activations was 3 %;
     tanh nets whose weights had a standard deviation of 1 (rho = 25) began with 82 to 94 %, and in 250 steps came to a loss
     of 0.5 to 2.2, where Xavier's rule comes to 0.02.
+
+    Nets of two and three layers whose weights had a standard deviation of 1 (rho of 20 to 73) put out 35 to 184 where the
+    targets have 0.7, and after 300 steps their loss was 190 to 8,000 times a constant's; He's weights put out 2. Before 100
+    steps such a start is for information, unless training blows up; then it is a warning as long as the loss is above that
+    of a constant prediction.
 
     ## What to do
 
@@ -88,20 +111,26 @@ class InitTooLarge(Rule):
     few_rho: float = 4.0  # median over so few layers
     least_saturated: float = 0.5  # of the activations at step 0, in the median layer
     ordinary_input: float = 3.0  # rms, above which the input may be what saturates
+    large_output: float = 3.0  # times the targets' root mean square, at step 0
+    large_logits: float = 10.0  # root mean square at step 0
     loss_off: float = 3.0  # times the best constant prediction's loss at step 0, from which saturation has done harm
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         growth = init_growth(timeline)
-        if growth is None or not growth.rho > self.least_rho:
-            return
+        found = self._over_depth(timeline, growth) if growth is not None and growth.rho > self.least_rho else None
+        found = found or self._at_the_output(timeline)
+        if found is not None:
+            yield found
+
+    def _over_depth(self, timeline: Timeline, growth: InitGrowth) -> Hit | None:
+        share = self._saturated(timeline, growth)
+        if share > self.least_saturated:
+            return self._saturated_hit(timeline, growth, share)
         if growth.count >= self.least_layers and growth.slope > self.least_slope and growth.total > self.least_total:
-            yield self._hit(timeline, growth, 5.0 if suffices(timeline, self.name) else 4.0)
-        elif suffices(timeline, self.name):
-            yield self._hit(timeline, growth, 5.0)
-        elif self._short_and_blown_up(timeline, growth):
-            yield self._hit(timeline, growth, 3.0)
-        elif (share := self._saturated(timeline, growth)) > self.least_saturated:
-            yield self._saturated_hit(timeline, growth, share)
+            return self._hit(timeline, growth, 5.0 if suffices(timeline, self.name) else 4.0)
+        if suffices(timeline, self.name):
+            return self._hit(timeline, growth, 5.0)
+        return self._hit(timeline, growth, 3.0) if self._short_and_blown_up(timeline, growth) else None
 
     def _short_and_blown_up(self, timeline: Timeline, growth: InitGrowth) -> bool:
         short = self.few_layers <= growth.count < self.least_layers and growth.unit == "layers"
@@ -143,12 +172,54 @@ class InitTooLarge(Rule):
             modules=tuple(growth.rhos),
             first_step=0,
             last_step=0,
-            evidence={"rho": plain(growth.rho), "saturated": plain(share), "first_loss": plain(timeline.first_loss)},
+            evidence={
+                "rho": plain(growth.rho),
+                "saturated": plain(share),
+                "first_loss": plain(timeline.first_loss),
+                **measured(timeline, self.name),
+            },
             message=(
                 f"At step 0 the weights' variance is {growth.rho:.3g} times what keeps the scale (median over layers), which "
                 f"saturates {100 * share:.0f} % of the activations before any update."
             ),
             remedy=init_remedy(growth),
             severity=max(gravity(timeline), Severity.WARNING if off else Severity.INFO),
+            strength=5.0 if suffices(timeline, self.name) else 4.0,
+        )
+
+    def _at_the_output(self, timeline: Timeline) -> Hit | None:
+        """Weights that are too large, and an output that is from the start; the depth does not matter."""
+        loss = sole_loss(timeline)
+        rhos = matrix_ratios(timeline)
+        if loss is None or not rhos or has_norm(timeline) or (timeline.column("input.rms")[0] > self.ordinary_input).any():
+            return None
+        rho, output = median_of(np.array(list(rhos.values()))), float(given(timeline, "input_rms")[0])
+        known = targets(timeline) if loss.kind in REGRESSIONS else None
+        logits = loss.kind in ("cross_entropy", "bce_with_logits")
+        usual = math.hypot(known.mean, known.std) if known else (1.0 if logits else math.nan)
+        if not (rho > self.few_rho and output > (self.large_logits if logits else self.large_output * usual)):
+            return None
+        what = "logits start at about" if logits else "the targets have"
+        return Hit(
+            modules=owners(timeline, rhos),
+            first_step=0,
+            last_step=0,
+            evidence={"rho": plain(rho), "output_rms": plain(output), "usual_rms": plain(usual), "matrices": len(rhos)},
+            message=(
+                f"At step 0 the weights' variance is {rho:.3g} times what keeps the scale (median of {len(rhos)} matrices), "
+                f"and the output's root mean square is {output:.3g}, where {what} {usual:.3g}."
+            ),
+            remedy=matrix_remedy(rhos),
+            severity=self._severity(timeline, loss),
             strength=4.0,
         )
+
+    def _severity(self, timeline: Timeline, loss: LossInfo) -> Severity:
+        """Outputs that are far too large come down at once where steps are long enough; after a while they should have."""
+        if timeline.onset is not None or overshot(timeline):
+            return Severity.CRITICAL
+        if timeline.step_count < PATIENCE:
+            return Severity.INFO
+        known = targets(timeline) if loss.kind in ("l1", "smooth_l1") else None
+        level = known.std if known else chance(timeline, loss)  # a constant's mean error is no larger than its root mean square
+        return Severity.WARNING if each(timeline, loss, timeline.last_loss) > level else Severity.INFO

@@ -13,6 +13,7 @@ from gradscope.depth import init_growth
 from gradscope.depth import init_remedy
 from gradscope.depth import is_residual
 from gradscope.depth import plain
+from gradscope.evidence import RELU_FOR_SIGMOID
 from gradscope.evidence import gravity
 from gradscope.records import Hit
 from gradscope.records import Remedy
@@ -118,7 +119,5 @@ class InitTooSmall(Rule):
 def _for_sigmoids() -> Remedy:
     return Remedy(
         "Use ReLU and He's initialisation in place of the sigmoids, which pass on a quarter of their input's spread at most.",
-        "for module in model.modules():\n    if isinstance(module, torch.nn.Linear):\n"
-        '        torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")\n        torch.nn.init.zeros_(module.bias)\n'
-        "# and torch.relu in place of torch.sigmoid between the layers",
+        RELU_FOR_SIGMOID,
     )

@@ -17,6 +17,7 @@ from gradscope.objective import each
 from gradscope.objective import given
 from gradscope.objective import label_mixing
 from gradscope.objective import loss_weight
+from gradscope.objective import one_batch
 from gradscope.objective import sole_loss
 from gradscope.records import Hit
 from gradscope.records import LossInfo
@@ -37,7 +38,7 @@ class LabelsUnrelated(Rule):
     Waits for 200 steps. It asks the question where the loss has stood within 3 % of the entropy of the labels (the variance
     of the targets) for 100 losses, while everything else is as it should be: the inputs differ and are of ordinary scale, the
     signal reaches the output, the gradient reaches every parameter, the optimizer holds them all, and steps are of ordinary
-    size.
+    size. A loss that still comes down towards a constant prediction's, and is not below it, counts as one that stands.
 
     ## Why it is bad
 
@@ -84,9 +85,11 @@ class LabelsUnrelated(Rule):
             return
         level = chance(timeline, loss)
         recent = timeline.loss[-self.window :]
-        if not level > 0 or len(recent) < self.window or not np.isfinite(timeline.loss).all() or timeline.progressing:
+        if not level > 0 or len(recent) < self.window or not np.isfinite(timeline.loss).all():
             return
-        stands = all(abs(each(timeline, loss, median_of(part)) / level - 1) < self.near for part in np.array_split(recent, 2))
+        over = [each(timeline, loss, median_of(part)) / level - 1 for part in np.array_split(recent, 2)]
+        learns = timeline.progressing and not over[-1] > 0  # down to a constant prediction's loss there is nothing to learn
+        stands = all(abs(share) < self.near for share in over) and not learns
         if stands and timeline.onset is None and self._in_order(timeline, loss):
             yield self._hit(timeline, loss, level)
 
@@ -155,15 +158,7 @@ def _trainable(timeline: Timeline) -> np.ndarray:
 
 
 def _remedy(loss: LossInfo) -> Remedy:
-    function = {"cross_entropy": "cross_entropy", "mse": "mse_loss"}[loss.kind]
     return Remedy(
         "Train a copy on one batch alone. If its loss falls, look at inputs beside their labels; if not, at model and loss.",
-        "import copy\n\ntwin = copy.deepcopy(model)\n"
-        "adam = torch.optim.Adam(twin.parameters(), lr=1e-3)\n"
-        "for _ in range(200):  # on this x and y only\n"
-        "    adam.zero_grad()\n"
-        f"    one = torch.nn.functional.{function}(twin(x), y)\n"
-        "    one.backward()\n"
-        "    adam.step()\n"
-        'print("the loss of one batch came to", one.item())',
+        one_batch(loss),
     )

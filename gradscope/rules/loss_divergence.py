@@ -11,7 +11,7 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
-from gradscope.evidence import clipping_norm
+from gradscope.evidence import calm_clipping
 from gradscope.records import Hit
 from gradscope.records import Remedy
 from gradscope.records import Severity
@@ -63,8 +63,10 @@ class LossDivergence(Rule):
 
     ## Known false alarms
 
-    Value learning whose targets grow by a hundredfold while it works (DQN), and weights of loss terms that a schedule raises
-    by as much.
+    Value learning whose targets grow by a hundredfold while it works (DQN), and weights that a schedule raises by as much.
+    Where there is one loss function and the graph tells its weight, all losses and gradients are compared as if they had
+    had the last one all along: a loss that counts a thousand times as much from a step on has not risen. A loss written by
+    hand, and one of several that are added, cannot be told apart from a rise.
 
     ## References
 
@@ -130,7 +132,7 @@ class LossDivergence(Rule):
         return _Rise(since + int(np.argmax(high)), low, now, late=True)
 
     def _norms(self, timeline: Timeline) -> npt.NDArray[np.float64]:
-        return timeline.pulse("gradient_norm")[timeline.pulse("backwards") > 0]
+        return timeline.gradient_norms[timeline.pulse("backwards") > 0]
 
     def _hit(self, timeline: Timeline, rise: _Rise) -> Hit:
         worst = self._bounded(timeline) or not rise.after < self.critical_factor * abs(rise.before)
@@ -161,8 +163,6 @@ def _start(timeline: Timeline, losses: npt.NDArray[np.float64]) -> float:
 
 
 def _remedy(timeline: Timeline) -> Remedy:
-    norm = f"{clipping_norm(timeline):g}"
-    return Remedy(
-        text="Start again from before this step with a lower learning rate, and clip the gradient.",
-        code=f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={norm})  # between backward() and optimizer.step()",
-    )
+    again = "Start again from before this step with a lower learning rate."
+    clip = calm_clipping(timeline)
+    return Remedy(again) if clip is None else Remedy(f"{again} {clip.text}", clip.code)

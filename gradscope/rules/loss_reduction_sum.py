@@ -13,6 +13,7 @@ import numpy as np
 from gradscope.depth import one_digit
 from gradscope.depth import plain
 from gradscope.depth import step_sizes
+from gradscope.evidence import overshot
 from gradscope.evidence import run_length
 from gradscope.objective import adapts
 from gradscope.objective import each
@@ -39,6 +40,7 @@ class _Sum:
     terms: float
     factor: float  # by which the gradient is longer than that of the mean
     size: float  # median update ratio of the first steps
+    start: float  # that of the first step, before which nothing can have blown up
     overshoot: float | None  # the first above 1 that was measured
     without: float | None  # what it would be with the mean
 
@@ -50,10 +52,11 @@ class LossReductionSum(Rule):
 
     ## What it does
 
-    Looks in the autograd graph for a loss with `reduction="sum"` that is not divided afterwards. It blames it where the
-    optimizer takes steps in proportion to the gradient, and they are too long, and those of a mean would not be: the first
-    five steps move the median weight matrix by a tenth of its norm or more, or the step goes beyond the far side of the
-    valley when the batch is tried again (an overshoot above 1). Otherwise a sum is an aside.
+    Looks in the autograd graph for a loss with `reduction="sum"` that is not divided afterwards, or for one written by hand,
+    such as a likelihood, that ends in a bare `sum()`. It blames it where the optimizer takes steps in proportion to the
+    gradient, and they are too long, and those of a mean would not be: the first five steps move the median weight matrix by a
+    tenth of its norm or more, or the step goes beyond the far side of the valley when the batch is tried again (an overshoot
+    above 1). Otherwise a sum is an aside.
 
     ## Why it is bad
 
@@ -62,13 +65,17 @@ class LossReductionSum(Rule):
 
     ## How it is told apart
 
-    - Steps that would be too long for the mean as well, N times shorter, are the learning rate's fault.
+    - Steps that would be too long for the mean as well, N times shorter, are the learning rate's fault. The first step
+      tells: those after it may have blown up.
     - A sum that is divided by the batch (as losses over pictures often are) counts for what it is multiplied with in all: less
       than half of N, or less than 8, is left alone.
+    - Of a loss written by hand it is not known what its sum is over: the first dimension is taken for the batch. Where no
+      overshoot was measured and the loss has not jumped, it is an aside for twenty steps.
     - Adam, RMSprop and Adagrad divide by the gradient's size: there the sum changes next to nothing.
 
     Measured with 64 digits a batch and SGD at 0.1: the sum's first step had an overshoot of 9.87; divided by 64 that is 0.154,
-    and so it was with the mean.
+    and so it was with the mean. The likelihood of a mixture of Gaussians, summed over 200 points, moved the median matrix by 68
+    % in its first step and by 0.34 % as a mean.
 
     ## What to do
 
@@ -85,7 +92,7 @@ class LossReductionSum(Rule):
 
     family: ClassVar[str] = "loss wiring"
     kind: ClassVar[str] = "cause"
-    needs: ClassVar[tuple[str, ...]] = ("fact.loss", "update.ratio", "pulse.loss")
+    needs: ClassVar[tuple[str, ...]] = ("fact.reduction", "update.ratio", "pulse.loss")
     explains: ClassVar[tuple[str, ...]] = (
         "lr-too-high", "exploding-gradients", "loss-divergence", "gradient-spikes", "dead-units", "saturated-units",
         "nonfinite-origin", "nonfinite-gradients", "nonfinite-loss", "loss-plateau", "collapsed-output", "initial-loss-off",
@@ -97,9 +104,10 @@ class LossReductionSum(Rule):
     least_share: float = 0.5  # of the terms, that the sum has to be multiplied with in all
     large_step: float = 0.1  # median update ratio
     first_frames: int = 5  # sampled steps whose size counts
+    patience: int = 20  # steps before which a sum that is not known is not blamed without a measure
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
-        loss = sole_loss(timeline)
+        loss = sole_loss(timeline) or _by_hand(timeline)
         if loss is None or loss.reduction != "sum" or not len(timeline.loss):
             return
         found = self._measured(timeline, loss)
@@ -109,12 +117,13 @@ class LossReductionSum(Rule):
     def _measured(self, timeline: Timeline, loss: LossInfo) -> _Sum:
         count = terms(timeline, loss)
         factor = count * abs(loss_weight(timeline))
-        size = median_of(step_sizes(timeline)[: self.first_frames])
+        sizes = step_sizes(timeline)[: self.first_frames]
+        size, start = median_of(sizes), float(next(iter(sizes[np.isfinite(sizes)]), math.nan))
         probe = next((p for p in timeline.info.probes if p.overshoot > 1), None)
         if probe is None:
-            return _Sum(loss, count, factor, size, None, None)
+            return _Sum(loss, count, factor, size, start, None, None)
         without = probe.without.get("loss-reduction-sum", probe.overshoot / factor if factor > 0 else math.nan)
-        return _Sum(loss, count, factor, size, probe.overshoot, without)
+        return _Sum(loss, count, factor, size, start, probe.overshoot, without)
 
     def _to_blame(self, timeline: Timeline, found: _Sum) -> bool:
         """Whether steps are too long and would not be with the mean."""
@@ -122,8 +131,10 @@ class LossReductionSum(Rule):
             return False
         if found.overshoot is not None and found.without is not None:
             return found.without < 1
+        if found.loss.kind == "other" and timeline.step_count < self.patience and not overshot(timeline):
+            return False
         refuted = bool(timeline.info.probes) and all(p.overshoot < 0.5 for p in timeline.info.probes)
-        return not refuted and found.size > self.large_step > found.size / found.factor
+        return not refuted and found.size > self.large_step > found.start / found.factor
 
     def _hit(self, timeline: Timeline, found: _Sum) -> Hit:
         first, last = run_length(timeline)
@@ -148,9 +159,8 @@ class LossReductionSum(Rule):
         )
 
     def _message(self, timeline: Timeline, found: _Sum, *, blamed: bool) -> str:
-        begins = (
-            f"{found.loss.kind} is a sum over {found.terms:.0f} terms, so that gradients are {found.factor:.3g} times those"
-        )
+        name = "The loss" if found.loss.kind == "other" else found.loss.kind
+        begins = f"{name} is a sum over {found.terms:.0f} terms, so that gradients are {found.factor:.3g} times those"
         if not blamed:
             why = "the optimizer makes up for" if adapts(timeline) else "the learning rate seems to make up for"
             return f"{begins} of a mean, which {why}."
@@ -172,14 +182,28 @@ class LossReductionSum(Rule):
         return Severity.CRITICAL if np.isfinite(timeline.loss).all() and timeline.step_count >= 100 else Severity.WARNING
 
 
+def _by_hand(timeline: Timeline) -> LossInfo | None:
+    """The loss where it is the only one, is not recognised, and is a bare sum."""
+    losses = timeline.info.wiring.losses if timeline.info.wiring else ()
+    bare = len(losses) == 1 and losses[0].kind == "other" and losses[0].reduction == "sum"
+    return losses[0] if bare and not timeline.several_objectives else None
+
+
 def _remedy(found: _Sum, rate: float) -> Remedy:
-    function = FUNCTIONS.get(found.loss.kind, found.loss.kind)
-    output = "output.log_softmax(dim=-1)" if found.loss.kind in ("nll", "kl_div") else "output"
-    mean = f"loss = torch.nn.functional.{function}({output}, y)  # a mean, as it is by default"
+    mean = _mean(found)
     if not rate > 0 or not found.factor > 0:
-        return Remedy("Average the loss over the batch.", f"output = model(x)\n{mean}")
+        return Remedy("Average the loss over the batch.", mean)
     lower = one_digit(rate / found.factor)
     return Remedy(
         f"Average the loss over the batch; or keep the sum and lower the learning rate from {rate:g} to {lower:g}.",
-        f"output = model(x)\n{mean}; or keep the sum, with a learning rate of {lower:g}",
+        f"{mean}; or keep the sum, with a learning rate of {lower:g}",
     )
+
+
+def _mean(found: _Sum) -> str:
+    """Code for the loss as a mean."""
+    if found.loss.kind == "other":
+        return f"loss = loss / {found.terms:.0f}  # before loss.backward(): a mean"
+    function = FUNCTIONS.get(found.loss.kind, found.loss.kind)
+    output = "output.log_softmax(dim=-1)" if found.loss.kind in ("nll", "kl_div") else "output"
+    return f"output = model(x)\nloss = torch.nn.functional.{function}({output}, y)  # a mean, as it is by default"

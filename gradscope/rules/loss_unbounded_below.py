@@ -108,12 +108,13 @@ class LossUnboundedBelow(Rule):
         below = np.flatnonzero(losses < 0)
         if not len(below):
             return None
-        norms = timeline.pulse("gradient_norm")[timeline.pulse("backwards") > 0][: len(losses)]
+        norms = timeline.gradient_norms[timeline.pulse("backwards") > 0][: len(losses)]
+        norms = norms[np.isfinite(norms)]  # of steps with little to take it is not known
         found = _Fall(
             first=int(timeline.loss_steps[below[0]]),
             start=float(losses[0]),
             end=float(losses[-1]),
-            norms=(median_of(norms[:3]), float(np.max(norms[-3:][np.isfinite(norms[-3:])], initial=0.0))),
+            norms=(median_of(norms[:3]), float(np.max(norms[-3:], initial=0.0))),
         )
         if negated:
             return found if len(below) >= self.least_negative and found.end < found.start else None

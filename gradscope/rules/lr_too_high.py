@@ -12,33 +12,50 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from gradscope.aftermath import accident
+from gradscope.aftermath import borne_out
+from gradscope.aftermath import constant_loss
+from gradscope.aftermath import long_for_another_reason
+from gradscope.aftermath import wiping
+from gradscope.blowup import LongSteps
+from gradscope.blowup import compounded
+from gradscope.blowup import grew
+from gradscope.blowup import grows_geometrically
+from gradscope.blowup import lost_at
+from gradscope.blowup import reaches
+from gradscope.blowup import reckoned_before
+from gradscope.blowup import recovered
+from gradscope.blowup import risen_before
+from gradscope.blowup import said_of
+from gradscope.blowup import sampled_before
+from gradscope.blowup import scale_is_off
+from gradscope.blowup import worst_loss
 from gradscope.depth import largest
 from gradscope.depth import one_digit
 from gradscope.depth import plain
 from gradscope.depth import step_sizes
 from gradscope.evidence import gravity
 from gradscope.evidence import overshoot
-from gradscope.evidence import peak_rate
 from gradscope.evidence import rates_at
+from gradscope.evidence import slower
+from gradscope.evidence import stalled
+from gradscope.evidence import works
 from gradscope.records import Hit
-from gradscope.records import Remedy
 from gradscope.records import Severity
 from gradscope.records import StepQuality
 from gradscope.rule import Rule
 from gradscope.timeline import Timeline
-from gradscope.trends import geometric
 
 
 @dataclass(frozen=True)
 class _Overshoot:
     """Where the steps were too long, and what came of it."""
 
-    rows: npt.NDArray[np.intp]  # the sampled steps whose size shows it
+    long: LongSteps
     step: int  # where the loss shows it
     loss: float  # the worst finite loss from there on, or the last one
     story: str  # what the loss did
     severity: Severity = Severity.CRITICAL
-    raised: float = 1.0  # by how much the learning rate rose between the last sampled step and the blow-up
     at_once: bool = False  # within two updates, before gradients that are not cleared could have piled up
     probe: StepQuality | None = None  # the step that was measured to overshoot
 
@@ -55,17 +72,23 @@ class LrTooHigh(Rule):
 
     - within the first ten steps the loss jumps by more than twice its start or is no longer finite, a step before moved
       the median matrix by a tenth of its norm or more, and the loss has not come down since (where it has, the finding is
-      a warning until the training has converged, and then an aside);
-    - training blows up later, and one of the last three sampled steps before was as large;
+      a warning until the training has converged, and then an aside; so it is where the steps since are ordinary, until
+      training works);
+    - training blows up later, and one of the last three steps before was as large: of those that were sampled, or, for SGD, as
+      the norms of gradients and the learning rates of all steps tell from the last that was; or the learning rate had risen
+      to three times at once within 30 steps before, and the loss climbed from then on;
     - training worked, the loss falling below half of what the best constant prediction has, then grew above three times its
       start with such steps before, and is back at a constant prediction's: what was learned is lost;
     - loss and gradient norm grow geometrically from the start, by ten times or more in all, and steps grow along;
     - for 50 steps or more the typical step is as large, and the loss does not come down;
-    - the first five steps moved the median matrix by 15 % of its norm or more, and after 100 steps the loss is still above
-      half of what the best constant prediction has;
+    - five steps in a row of the first thirty moved the median matrix by 15 % of its norm or more, by gradients no larger than
+      before, and after 100 steps the loss is still above half of what the best constant prediction has;
     - a suspicious one of the first ten steps was tried again on its own batch, at a part 1/O of it, O at least 1.3, the loss is
       above where it began already, and at its end above where training began: the step overshot, and without any one of the
-      faults of scale that show it does so still.
+      faults of scale that show it does so still. A short one is an aside where the next losses came down all the same.
+
+    In plain nets of more than four matrices, without residual branches or normalisation, a step also counts as that large
+    where its ratios come to as much over all layers, Π (1 + r), as a tenth does over four.
 
     A measured overshoot without such a fault also makes the other cases sure. A measured O below a half for the step before
     a jump refutes them: that step was right, so the jump came of something else.
@@ -83,8 +106,11 @@ class LrTooHigh(Rule):
       silent. Where no two steps in a row were sampled that is not known, and what grows over more than two steps proves
       little.
     - Where the loss before any update is more than ten times that of a constant prediction, scale is at fault, whatever the
-      learning rate: a recurrence whose state grows by 1.2 a step began at 7,700 times. This rule is silent then.
-    - An outlier or a NaN in the data makes one large step; the steps before it were of ordinary size.
+      learning rate: a recurrence whose state grows by 1.2 a step began at 7,700 times. This rule is silent then, unless the
+      first step was measured to overshoot by more than that explains: a regression at a rate of 1.5 began 14 times too high,
+      by its draw of weights, and overshot 94 times.
+    - An outlier or a NaN in the data makes one large step; the steps before it were of ordinary size. Where loss or gradient
+      norm rose over several steps, no batch did it, and the step of the blow-up itself counts.
     - Large steps alone are no fault: a healthy Adagrad embedding shows 0.35 and full-batch training at the edge of
       stability 0.11, both with a falling loss. Steps that weight decay alone makes large are not counted.
     - Where the loss is the mean of fewer than eight numbers it jumps by chance: there it takes a hundredfold rise.
@@ -97,22 +123,31 @@ class LrTooHigh(Rule):
     1e14. Such a run need not fail outright: Adam with 0.1 on five layers sent the loss from 3 to between 23 and 32 and
     came to 0.15 to 1.95 in 250 steps, with most units dead, where 0.001 comes to 0.002.
 
-    Of 38 healthy trainings of the zoo (one seed), those that were above half the best constant prediction's loss at their end
-    had begun with steps of 10 % of the norm at most (a GAN; 3 % where one objective was trained); larger ones (45 % at most:
-    full-batch regression, a sparse embedding, L-BFGS) had all come to under a thirtieth. The case of the first five steps
-    rests on one fault: a transformer with AdamW at 0.03 began with 20 % and 21 % (two seeds) and stood at 0.62 and 0.68
-    after 120 steps. Its healthy twin at 0.002 began with 1.7 % and stood at 0.45 and 0.50: it is the step that tells them
-    apart, not the loss.
+    Of 264 healthy trainings (one seed) eight had five early steps of 15 to 45 % (full-batch regression, a sparse embedding,
+    Adagrad, L-BFGS, …), and the five whose constant loss is known came to a sixth of it at most. Faults with such steps stood
+    at 0.62 and more: a transformer with AdamW at 0.03 began with 20 % and stood there after 120 steps, its twin at 0.002
+    with 1.7 % and at 0.45; RAdam, whose first five steps are not adapted, moved a mixer by 24 and 29 % after them and
+    stood at 0.80 and 0.86; a one-cycle rate came to 92 % within ten steps. One batch thousands of times too large made
+    steps of 49 and 85 %, but by gradients as many times larger.
 
-    Twelve faults of the step's size had a measured overshoot of 1.3 at least, 78 healthy starts one of 0.43 at most. Two
-    healthy trainings on raw data lay higher, at 1.14 with a first step from 8.3 to 12.3, and at 1.76 with a rise that stayed
-    below the start; both learned, hence what the overshoot alone has to come to.
+    RMSprop's first step is ten times as long as the next: it took the loss of a recurrent net from 2 to between 7 and 48
+    (four seeds), which was back below its start one step later, with steps of 0.1 to 1 %, and came to half of a constant's
+    at most. Rates that were too high went on with steps of 7 % and more. A first step of 1 % with O of 1.35
+    was followed by ever lower losses.
+
+    Twelve faults of the step's size had O of 1.3 at least. Two healthy trainings on raw data lay at 1.14, with a first step
+    from 8.3 to 12.3, and at 1.76, with a rise that stayed below the start: hence what the overshoot alone has to come to.
 
     Momentum 0.95 at a rate of 0.3 made an MLP of three layers learn its task within 15 steps, to a twentieth of a constant
     prediction's loss. Then the steps' length rose from 4 % to 10 and 20 % of the norm and the loss to 5,000 and more, and in
     the end all units of a layer were dead (three seeds). Steps on the way, tried again on their own batch, had O between 0.3
     and 1.1: each alone was about right, and it is the growth that is the proof, not the probe. Data that are wrong in one
     batch make the loss jump with no longer step before.
+
+    He-initialised plain nets of 14 layers with momentum 0.9 (three seeds each) blew up at rates of 0.1 and 0.2, after 28 to
+    100 steps. In the steps before, the median matrix had moved by 2.4 to 4.8 %, which comes to 51 to 590 % over all layers; at
+    0.02 it came to 6 %, and none blew up. An LSTM under Adam at 0.3 overshot in one of its first two steps (O of 1.35 to 1.5,
+    steps of 66 % and more) and came to 2.1 to 2.2, where 0.005 comes to less: a warning until it has converged.
 
     ## What to do
 
@@ -147,11 +182,11 @@ class LrTooHigh(Rule):
     early_steps: int = 10  # within which a jump counts as one from the start
     sudden_step: float = 1.0  # update ratio from which a loss may turn NaN with no growth before
     growth: float = 10.0  # of gradient or loss in the ten steps before it turns NaN; of the loss where it grows geometrically
-    raised: float = 3.0  # rise of the learning rate since the last sampled step, from which steps are taken to grow along
+    steps_before: int = 3  # sampled ones before a blow-up that are looked at
     most_start: float = 10.0  # times the loss of the best constant prediction, above which the scale is off from the start
     sustained_steps: int = 50  # of large steps whose loss does not come down
     sustained_frames: int = 10  # sampled ones among them
-    scrambling_step: float = 0.15  # update ratio of the first five sampled steps, in the median
+    scrambling_step: float = 0.15  # update ratio of five early steps, in the median
     scrambled_after: int = 100  # steps
     scrambled_loss: float = 0.5  # of the best constant prediction's
     worked_loss: float = 0.5  # of the best constant prediction's, below which training had worked before it died
@@ -164,39 +199,44 @@ class LrTooHigh(Rule):
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         losses = timeline.loss
-        if len(losses) < 2 or not len(timeline.frames) or not math.isfinite(losses[0]) or self._off_from_the_start(timeline):
+        blind = len(losses) < 2 or not len(timeline.frames) or not math.isfinite(losses[0])
+        if blind or scale_is_off(timeline, self.most_start):
             return
         sizes = step_sizes(timeline)
         found = self._early(timeline, sizes) or self._late(timeline, sizes) or self._geometric(timeline, sizes)
         found = found if found and not self._refuted(timeline, found) else None
         found = found or self._lost(timeline, sizes) or self._sustained(timeline, sizes) or self._scrambled(timeline, sizes)
-        found = self._measured(timeline, found)
-        if found and not self._other_cause(timeline, found):
-            yield self._hit(timeline, sizes, found)
+        found = self._measured(timeline, sizes, found)
+        if found and not long_for_another_reason(timeline, found.step, self.large_step):
+            yield self._hit(timeline, found)
 
     def _refuted(self, timeline: Timeline, found: _Overshoot) -> bool:
         """Whether the step before the jump was measured to be right."""
         return any(p.step == found.step - 1 and p.overshoot < self.right_step for p in timeline.info.probes)
 
-    def _measured(self, timeline: Timeline, found: _Overshoot | None) -> _Overshoot | None:
+    def _measured(self, timeline: Timeline, sizes: npt.NDArray[np.float64], found: _Overshoot | None) -> _Overshoot | None:
         """What was found, with the step that was measured to overshoot for no other reason; or that step alone."""
         probe = overshoot(timeline)
         if probe is None or any(without < 1 for without in probe.without.values()):
             return found
+        if np.isinf(timeline.pulse("gradient_norm")[timeline.pulse("step") == probe.step]).any():
+            return found  # a step by such a gradient goes up at any length
         rows = np.flatnonzero(timeline.steps == probe.step)
         if found is not None:
-            near = abs(probe.step - found.step) <= self.early_steps or probe.step in timeline.steps[found.rows]
+            near = abs(probe.step - found.step) <= self.early_steps or probe.step in found.long.steps
             return replace(found, probe=probe) if near else found
         if not len(rows) or timeline.several_objectives or probe.step > self.early_steps:
             return None  # near the end of a training that works, a step may go up on its own batch
         if probe.overshoot < self.overshoot_alone or probe.loss_after <= timeline.first_loss:
             return None  # just past the valley, or not higher than where training began: it goes on
         story = f"the loss of that very batch went from {probe.loss_before:.3g} to {probe.loss_after:.3g}"
-        return _Overshoot(rows, probe.step + 1, probe.loss_after, story, gravity(timeline), probe=probe)
-
-    def _off_from_the_start(self, timeline: Timeline) -> bool:
-        baseline = timeline.known_baseline or 0.0
-        return baseline > 0 and float(timeline.loss[0]) > self.most_start * baseline
+        far = bool((sizes[rows] >= self.large_step).any()) and not timeline.converged
+        severity = max(gravity(timeline), Severity.WARNING if far else Severity.INFO)
+        severity = severity if far or borne_out(timeline, probe) else Severity.INFO
+        if accident(timeline, sizes, probe.step + 1) and not stalled(timeline):
+            severity = min(severity, Severity.WARNING)
+        long = LongSteps.at(timeline, sizes, rows)
+        return _Overshoot(long, probe.step + 1, probe.loss_after, story, severity, probe=probe)
 
     def _early(self, timeline: Timeline, sizes: npt.NDArray[np.float64]) -> _Overshoot | None:
         losses, steps = timeline.loss, timeline.loss_steps
@@ -208,26 +248,29 @@ class LrTooHigh(Rule):
         place = int(np.argmax(jumped)) if jumped.any() else None
         if place is None or steps[place] > self.early_steps:
             return None
-        rows = np.flatnonzero(timeline.steps < steps[place])
-        found = self._overshoot(timeline, sizes, rows, int(steps[place]), f"the loss jumped from {start:.3g} to {{worst}}")
-        return found and replace(found, severity=self._aftermath(timeline, start), at_once=bool(steps[place] <= 2))
+        step = int(steps[place])
+        far = reaches(sizes, compounded(timeline), self.large_step) & (timeline.steps < step)
+        long = LongSteps.at(timeline, sizes, far)
+        found = self._overshoot(
+            timeline, long if len(long.steps) else None, step, f"the loss jumped from {start:.3g} to {{worst}}"
+        )
+        return found and replace(found, severity=self._aftermath(timeline, sizes, step, start), at_once=step <= 2)
 
-    def _aftermath(self, timeline: Timeline, start: float) -> Severity:
-        """Critical where the loss has not come down since, a warning where it has and training has yet to converge."""
-        if not self._recovered(timeline, start):
-            return Severity.CRITICAL
-        return Severity.INFO if timeline.converged else Severity.WARNING
+    def _aftermath(self, timeline: Timeline, sizes: npt.NDArray[np.float64], step: int, start: float) -> Severity:
+        """Critical where the loss has not come down since, a warning where it has and training has yet to converge.
+
+        Where the steps since are ordinary, that one was an accident: a warning until training works, and then an aside.
+        """
+        lone = accident(timeline, sizes, step)
+        if not recovered(timeline, start):
+            return (Severity.CRITICAL if stalled(timeline) else Severity.WARNING) if lone else Severity.CRITICAL
+        return Severity.INFO if timeline.converged or (lone and works(timeline)) else Severity.WARNING
 
     def _late(self, timeline: Timeline, sizes: npt.NDArray[np.float64]) -> _Overshoot | None:
         onset = timeline.onset
         if onset is None or (self._rise(timeline) > self.rise and np.isfinite(timeline.loss).all()):
             return None
-        rows = np.flatnonzero(timeline.steps < onset)[-3:]
-        raised = rates_at(timeline, np.array([onset - 1])) / rates_at(timeline, timeline.steps[rows])
-        expected = sizes.copy()  # steps grow with the learning rate, which is known also where no frame was taken
-        expected[rows] *= np.where(raised > self.raised, raised, 1.0)
-        found = self._overshoot(timeline, expected, rows, onset, f"training blew up at step {onset}, to a loss of {{worst}}")
-        return found and replace(found, raised=float(raised[-1]) if raised[-1] > self.raised else 1.0)
+        return self._blown_up(timeline, sizes, onset, f"training blew up at step {onset}, to a loss of {{worst}}")
 
     def _lost(self, timeline: Timeline, sizes: npt.NDArray[np.float64]) -> _Overshoot | None:
         """A training that worked until the loss grew far above its start, and that has come back to a constant's loss only."""
@@ -235,143 +278,107 @@ class LrTooHigh(Rule):
         alone = timeline.onset is None and not timeline.several_objectives and not timeline.noisy_loss
         if not alone or not baseline > 0 or not timeline.last_loss > self.dead_loss * baseline:
             return None
-        start, peak = float(losses[0]), int(np.argmax(losses))
+        start = float(losses[0])
         ceiling = start + self.rise * max(abs(start), baseline)
-        below = np.flatnonzero(losses[:peak] <= ceiling)
-        if not losses[peak] > ceiling or not len(below) or not losses[: below[-1] + 1].min() < self.worked_loss * baseline:
+        step = lost_at(timeline, worked=self.worked_loss * baseline, ceiling=ceiling)
+        if step is None:
             return None
-        step = int(timeline.loss_steps[below[-1] + 1])
-        rows = np.flatnonzero(timeline.steps < step)[-3:]
         story = f"training blew up at step {step}, to a loss of {{worst}}, and is back at {timeline.last_loss:.3g}"
-        return self._overshoot(timeline, sizes, rows, step, story)
+        return self._blown_up(timeline, sizes, step, story)
 
-    def _overshoot(
-        self, timeline: Timeline, sizes: npt.NDArray[np.float64], rows: npt.NDArray[np.intp], step: int, story: str
-    ) -> _Overshoot | None:
-        rows = rows[sizes[rows] >= self.large_step]
-        if not len(rows) or not (self._grew(timeline, step) or sizes[rows].max() >= self.sudden_step):
+    def _blown_up(self, timeline: Timeline, sizes: npt.NDArray[np.float64], step: int, story: str) -> _Overshoot | None:
+        long = (
+            sampled_before(timeline, sizes, step, least=self.large_step, most=self.steps_before)
+            or reckoned_before(timeline, step, least=self.large_step, most=self.steps_before)
+            or risen_before(timeline, sizes, step)
+        )
+        return self._overshoot(timeline, long, step, story)
+
+    def _overshoot(self, timeline: Timeline, long: LongSteps | None, step: int, story: str) -> _Overshoot | None:
+        if long is None or not (grew(timeline, step, self.growth) or long.sizes.max() >= self.sudden_step):
             return None
-        after = timeline.loss[timeline.loss_steps >= step]
-        finite = after[np.isfinite(after)]
-        worst = float(finite.max()) if len(finite) else math.nan
-        return _Overshoot(rows, step, worst, story.format(worst=f"{worst:.3g}" if len(finite) else "NaN"))
-
-    def _grew(self, timeline: Timeline, step: int) -> bool:
-        """Whether loss or gradient rose before, where the loss at ``step`` is not a finite number itself."""
-        place = int(np.searchsorted(timeline.loss_steps, step))
-        if place < len(timeline.loss) and math.isfinite(timeline.loss[place]):
-            return True
-        near = (timeline.pulse("step") < step) & (timeline.pulse("step") >= step - 10)
-        loss, norm = (timeline.pulse(name)[near] for name in ("loss", "gradient_norm"))
-        return any(len(x) > 1 and bool(np.any(x[1:] > self.growth * abs(x[0]))) for x in (loss, norm))
+        worst = worst_loss(timeline, step)
+        return _Overshoot(long, step, worst, story.format(worst=f"{worst:.3g}" if math.isfinite(worst) else "NaN"))
 
     def _geometric(self, timeline: Timeline, sizes: npt.NDArray[np.float64]) -> _Overshoot | None:
-        rising = np.isfinite(timeline.loss[:64]) & (timeline.loss[:64] > 0)
-        count = len(rising) if rising.all() else int(np.argmin(rising))
-        norms = timeline.pulse("gradient_norm")[timeline.pulse("backwards") > 0][:count]
-        if count < 6 or timeline.several_objectives or not (norms[[0, -1]] > 0).all() or not np.isfinite(norms[[0, -1]]).all():
+        grown = grows_geometrically(timeline, self.growth)
+        if grown is None or recovered(timeline, float(timeline.loss[0])):
             return None
-        slope, stray = geometric(timeline.loss[:count])
-        total = slope * (count - 1)
-        carried_over = math.log(norms[-1] / norms[0]) / total if total > 0 else 0.0
-        rows = np.flatnonzero(timeline.steps < timeline.loss_steps[count - 1])
-        if total < math.log(self.growth) or stray > 0.15 * total or not 0.25 <= carried_over <= 1.25:
+        last = float(timeline.loss[grown.count - 1])
+        rows = np.flatnonzero(timeline.steps < timeline.loss_steps[grown.count - 1])
+        if not (sizes[rows[-3:]] >= self.large_step).any():
             return None
-        large = len(rows) > 0 and bool((sizes[rows[-3:]] >= self.large_step).any())
-        if not large or self._recovered(timeline, float(timeline.loss[0])):
-            return None
-        ends = f"from {timeline.loss[0]:.3g} to {timeline.loss[count - 1]:.3g}"
-        story = f"the loss grew by a factor {math.exp(slope):.3g} in every step, {ends}"
+        story = f"the loss grew by a factor {grown.factor:.3g} in every step, from {timeline.loss[0]:.3g} to {last:.3g}"
         rows = rows[sizes[rows] >= self.large_step]
-        return _Overshoot(rows, int(timeline.loss_steps[0]), float(timeline.loss[count - 1]), story)
+        return _Overshoot(LongSteps.at(timeline, sizes, rows), int(timeline.loss_steps[0]), last, story)
 
     def _sustained(self, timeline: Timeline, sizes: npt.NDArray[np.float64]) -> _Overshoot | None:
         rows = np.flatnonzero(np.isfinite(sizes))
         if len(rows) < self.sustained_frames or timeline.step_count < self.sustained_steps:
             return None
         gone = timeline.several_objectives or timeline.converged or timeline.progressing
-        if gone or self._recovered(timeline, float(timeline.loss[0])) or not np.median(sizes[rows]) >= self.large_step:
+        if gone or recovered(timeline, float(timeline.loss[0])) or not np.median(sizes[rows]) >= self.large_step:
             return None
         story = f"the loss went from {timeline.first_loss:.3g} to {timeline.last_loss:.3g} in {timeline.step_count} steps"
         rows = rows[sizes[rows] >= self.large_step]
-        return _Overshoot(rows, int(timeline.steps[rows[0]]), timeline.last_loss, story, Severity.WARNING)
+        long = LongSteps.at(timeline, sizes, rows)
+        return _Overshoot(long, int(long.steps[0]), timeline.last_loss, story, Severity.WARNING)
 
     def _scrambled(self, timeline: Timeline, sizes: npt.NDArray[np.float64]) -> _Overshoot | None:
-        """The first steps wiped out what the initialisation had laid out, and the loss has come half the way at most since."""
-        baseline = timeline.known_baseline or 0.0
-        rows = np.flatnonzero(np.isfinite(sizes))[:5]
-        enough = timeline.step_count >= self.scrambled_after and len(rows) == 5 and baseline > 0
+        """Early steps wiped out what the initialisation had laid out, and the loss has come half the way at most since."""
+        baseline = constant_loss(timeline)
+        enough = timeline.step_count >= self.scrambled_after and baseline > 0
         if not enough or timeline.several_objectives or not timeline.last_loss > self.scrambled_loss * baseline:
             return None
-        if not np.median(sizes[rows]) >= self.scrambling_step:
+        rows = wiping(timeline, sizes, self.scrambling_step)
+        if not len(rows):
             return None
         start, end = timeline.first_loss, timeline.last_loss
-        story = (
-            f"the loss went from {start:.3g} to {end:.3g} in {timeline.step_count} steps, where a constant has {baseline:.3g}"
-        )
-        return _Overshoot(rows, int(timeline.steps[rows[0]]), end, story, Severity.WARNING)
+        steps = timeline.step_count
+        story = f"the loss went from {start:.3g} to {end:.3g} in {steps} steps, where a constant has {baseline:.3g}"
+        long = LongSteps.at(timeline, sizes, rows)
+        return _Overshoot(long, int(long.steps[0]), end, story, Severity.WARNING)
 
     def _rise(self, timeline: Timeline) -> float:
         """The jump that cannot be chance, given how many numbers a loss is the mean of."""
         return self.noisy_rise if timeline.noisy_loss else self.rise
 
-    def _recovered(self, timeline: Timeline, start: float) -> bool:
-        """Whether the loss has come down from where it began, and below the best constant prediction's where that is known."""
-        last = timeline.last_loss
-        baseline = timeline.known_baseline or 0.0
-        return bool(last < start - 0.1 * abs(start)) and not (baseline > 0 and last > 0.95 * baseline)
-
-    def _other_cause(self, timeline: Timeline, found: _Overshoot) -> bool:
-        """Whether gradients were not cleared, data was not finite, or weight decay alone makes the steps as long."""
-        seen = timeline.steps <= found.step + 1
-        carried = (timeline.column("weight_gradient.carried")[seen] > 0).any()
-        if carried or (timeline.column("input.nonfinite")[seen] > 0).any():
-            return True
-        decay = max((o.settings.get("weight_decay", 0.0) for o in timeline.info.optimizers), default=0.0)
-        return peak_rate(timeline) * decay > self.large_step
-
-    def _hit(self, timeline: Timeline, sizes: npt.NDArray[np.float64], found: _Overshoot) -> Hit:
-        row = int(found.rows[0])
-        first = int(timeline.steps[row]) if found.raised == 1 else found.step - 1
-        size = float(sizes[row]) * found.raised
+    def _hit(self, timeline: Timeline, found: _Overshoot) -> Hit:
+        long, probe = found.long, found.probe
+        cleared = bool(np.isfinite(timeline.column("weight_gradient.carried")).any())  # else that stays open
+        first, size = int(long.steps[0]), float(long.sizes[0])
+        row = max(int(np.searchsorted(timeline.steps, first, side="right")) - 1, 0)
         rate = float(rates_at(timeline, np.array([first]))[0])
-        better = self._better(rate, sizes[found.rows[:5]] * found.raised)
-        if found.probe is not None and math.isfinite(found.probe.overshoot):
-            rate = found.probe.learning_rate
-            better = one_digit(rate * self.good_overshoot / found.probe.overshoot)
+        better = long.borne or self._better(rate, long.sizes[:5])
+        measured = probe is not None and math.isfinite(probe.overshoot) and probe.step <= found.step and not long.borne
+        if probe is not None and measured:  # one after the blow-up would ask for too much
+            rate = probe.learning_rate
+            better = one_digit(rate * self.good_overshoot / probe.overshoot)
         owners = [
             timeline.parameters[s.path].module if s.path in timeline.parameters else s.path for s in timeline.schema.parameters
         ]
         return Hit(
             modules=largest(timeline.update_ratios[row], owners),
             first_step=min(first, found.step),
-            last_step=max(first, int(timeline.steps[found.rows[-1]])),
+            last_step=int(long.steps[-1]),
             evidence={
                 "update_ratio": plain(size),
                 "healthy_update_ratio": self.good_step,
                 "learning_rate": plain(rate),
-                "learning_rate_raised": plain(found.raised),
+                "learning_rate_raised": plain(long.raised),
                 "first_loss": plain(float(timeline.loss[0])),
                 "worst_loss": plain(found.loss),
                 "onset": found.step,
-                **({"overshoot": plain(found.probe.overshoot)} if found.probe else {}),
+                **({"overshoot": plain(probe.overshoot)} if probe else {}),
             },
-            message=self._message(first, size, rate, found),
-            remedy=_remedy(rate, better, measured=found.probe is not None),
+            message=self._message(timeline, rate, found),
+            remedy=slower(rate, better, _source(long, measured=measured)),
             severity=found.severity,
-            strength=5.0 if found.probe else 3.0 if found.at_once or self._cleared(timeline) else 1.0,
+            strength=5.0 if probe else 3.0 if found.at_once or cleared else 1.0,
         )
 
-    def _cleared(self, timeline: Timeline) -> bool:
-        """Whether it was seen that gradients are cleared; with no two steps in a row sampled that stays open."""
-        return bool(np.isfinite(timeline.column("weight_gradient.carried")).any())
-
-    def _message(self, first: int, size: float, rate: float, found: _Overshoot) -> str:
-        if found.raised > 1:
-            risen = f"By step {first} the learning rate had risen {found.raised:.3g} times, to {rate:g}: such a step changes"
-        else:
-            risen = f"Step {first} changed"
-        said = f"{risen} the median weight matrix by {_share(size)}, where 0.1 to 1 % is usual, and {found.story}"
+    def _message(self, timeline: Timeline, rate: float, found: _Overshoot) -> str:
+        said = f"{said_of(timeline, found.long, rate)}, and {found.story}"
         if found.probe is None:
             return f"{said}."
         times = f"{found.probe.overshoot:.3g} times" if math.isfinite(found.probe.overshoot) else "more than 65,000 times"
@@ -383,15 +390,7 @@ class LrTooHigh(Rule):
         return one_digit(rate * min(factor, self.least_cut))
 
 
-def _share(size: float) -> str:
-    return f"{100 * size:.3g} % of its norm" if size < 10 else f"{size:.3g} times its norm"
-
-
-def _remedy(rate: float, better: float, *, measured: bool) -> Remedy:
-    if not rate > 0 or not better > 0:
-        return Remedy("Lower the learning rate to an eighth, and again until the first steps change weights by 1 % at most.")
-    return Remedy(
-        f"Lower the learning rate from {rate:g} to {better:g}; the value comes from "
-        f"{'how far the step overshot' if measured else 'the size of the first steps'}.",
-        f'for group in optimizer.param_groups:\n    group["lr"] = {better:g}  # was {rate:g}',
-    )
+def _source(long: LongSteps, *, measured: bool) -> str:
+    if long.borne:
+        return "the training had borne that one"
+    return "the value comes from " + ("how far the step overshot" if measured else "the size of the first steps")

@@ -81,7 +81,9 @@ class NonfiniteGradients(Rule):
             remedy=Remedy(
                 text="Skip steps whose gradient is not finite, and treat what makes it so.",
                 code=(
-                    "norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)\n"
+                    "# and in place of backward() and step():\n"
+                    "optimizer.zero_grad()\nloss.backward()\n"
+                    'norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=float("inf"))\n'
                     "if torch.isfinite(norm):\n"
                     "    optimizer.step()"
                 ),

@@ -93,7 +93,7 @@ class NonfiniteInput(Rule):
     def _elsewhere(self, timeline: Timeline) -> bool:
         """Whether the run's first NaN is known to stand where all that went in was finite."""
         origin = timeline.info.origin
-        return origin is not None and origin.place in ("parameter", "forward", "between", "backward")
+        return origin is not None and origin.place in ("parameter", "forward", "between", "target", "backward")
 
     def _hit(self, timeline: Timeline, kind: str, places: Indices, rows: Indices, harm: Mask) -> Hit:
         table = timeline.column("input.nonfinite" if kind == "input" else "loss.target_nonfinite")[:, places]

@@ -12,7 +12,7 @@ from typing import final
 import numpy as np
 
 from gradscope.evidence import Mask
-from gradscope.evidence import clipping_norm
+from gradscope.evidence import calm_clipping
 from gradscope.evidence import growth
 from gradscope.evidence import named
 from gradscope.evidence import owners
@@ -157,6 +157,9 @@ def _as_told(timeline: Timeline, told: Origin) -> _Origin:
         place, strength = "weights", 3.0 if sure else 1.0
     elif told.place == "input":
         clause, strength = f"an input of the model was not finite, as {_shown(told.module)} took it", 10.0
+    elif told.place == "target":
+        after = f"after {_shown(told.before)}, " if told.before else ""
+        clause = f"a target or weight of the loss was not finite, as {told.node or 'an operation'} took it {after}in the loss"
     elif told.place == "backward":
         source = f"while that of {told.before} was finite" if told.before else "on its way from the loss"
         clause = f"the gradient of the weights of {_shown(told.module)} was not finite, {source}"
@@ -188,6 +191,8 @@ def _told_remedy(timeline: Timeline, told: Origin) -> Remedy:
         return Remedy("Look at the optimizer's learning rate and eps, and at whatever else writes to these weights.")
     if told.place == "input":
         return _INPUT_REMEDY
+    if told.place == "target":
+        return _TARGET_REMEDY
     if told.place == "backward":
         hint = f"Keep sqrt, norm, pow and log away from 0 after {_shown(told.module)}, also behind torch.where."
         return Remedy(hint, ANOMALY)
@@ -206,6 +211,14 @@ _INPUT_REMEDY = Remedy(
     text="Find the sample that holds it, and drop or repair it.",
     code='assert torch.isfinite(x).all(), "an input is not finite"  # on each batch, before model(x)',
 )
+_TARGET_REMEDY = Remedy(
+    text="Find where the target or weight comes from: often a division by the standard deviation of a single sample, 0 / 0.",
+    code='assert torch.isfinite(y).all(), "a target is not finite"  # likewise for what the loss is multiplied with',
+)
+_SKIP_IGNORED = (
+    "# and in place of backward() and step():\nif (y != -100).any():  # the loss's ignore_index\n    optimizer.zero_grad()\n"
+    "    loss.backward()\n    optimizer.step()"
+)
 _BY_NODE = (
     ("Log1p", "Bound the logarithm's argument from below.", "x = torch.log1p(x.clamp_min(-1 + 1e-6))"),
     ("LogSoftmax", "Bound the logits: they are out of the range of their type.", None),
@@ -218,7 +231,7 @@ _BY_NODE = (
     ("Pow", "Bound the base away from zero, and the power within the range of its type.", None),
     ("Softmax", "See that no row of what goes into the softmax is -inf throughout, as a mask may make it.", None),
     ("NllLoss", "Leave out batches in which every target is ignored: the mean over none is NaN.",
-     "if (targets != -100).any():\n    loss.backward()"),
+     _SKIP_IGNORED),
 )  # fmt: skip
 
 
@@ -316,8 +329,6 @@ def _in_gradients(timeline: Timeline, row: int) -> _Origin | None:
 
 
 def _bounded(timeline: Timeline, name: str) -> Remedy:
-    norm = f"{clipping_norm(timeline):g}"
-    return Remedy(
-        text=f"Treat what made the {name} grow; a bound on the gradient keeps the numbers in range until then.",
-        code=f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={norm})  # before optimizer.step()",
-    )
+    clip = calm_clipping(timeline)
+    treat = f"Treat what made the {name} grow."
+    return Remedy(treat) if clip is None else Remedy(f"{treat} {clip.text}", clip.code)

@@ -27,8 +27,16 @@ from gradscope.records import Remedy
 from gradscope.rule import Rule
 from gradscope.timeline import Timeline
 
-RANGES = {"relu": (0.0, math.inf), "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "softmax": (0.0, 1.0)}
-MODULES = {"relu": ("ReLU", "ReLU6"), "sigmoid": ("Sigmoid",), "tanh": ("Tanh",), "softmax": ("Softmax",)}
+RANGES = {
+    "relu": (0.0, math.inf), "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "softmax": (0.0, 1.0), "softplus": (0.0, math.inf),
+    "exp": (0.0, math.inf), "gelu": (-0.17, math.inf), "silu": (-0.2785, math.inf), "mish": (-0.3088, math.inf),
+}  # fmt: skip
+MODULES = {
+    "relu": ("ReLU", "ReLU6"), "sigmoid": ("Sigmoid",), "tanh": ("Tanh",), "softmax": ("Softmax",), "softplus": ("Softplus",),
+    "exp": (), "gelu": ("GELU",), "silu": ("SiLU",), "mish": ("Mish",),
+}  # fmt: skip
+ON_LOGITS = {"cross_entropy": ("relu", "sigmoid", "tanh"), "bce_with_logits": ("relu", "tanh")}
+ON_SIGNS = ("hinge", "soft_margin")  # the sign of the output is compared with targets of -1 and 1
 
 
 @final
@@ -39,14 +47,16 @@ class OutputRange(Rule):
     ## What it does
 
     Looks in the autograd graph at what makes the loss's input. It speaks where that is a ReLU, sigmoid or tanh before
-    `cross_entropy`, which takes logits of any size and sign, or before a squared, absolute or Huber loss whose targets go
-    beyond the activation's range by more than half of their standard deviation.
+    `cross_entropy`, or a ReLU or tanh before `binary_cross_entropy_with_logits`, which take logits of any size and sign; or
+    where a squared, absolute or Huber loss has targets, or a hinge or logistic loss has signs, that go beyond the activation's
+    range by more than half of their standard deviation. The range is also known of softplus, exp, SiLU, GELU and Mish.
 
     ## Why it is bad
 
     A ReLU has no logits below zero, and gives no gradient to those that would be. Logits between 0 and 1 keep the loss of ten
-    classes above 1.46, those between -1 and 1 above 0.80, however good the model is. A tanh never reaches a target of 2.5, and
-    saturates in trying.
+    classes above 1.46, those between -1 and 1 above 0.80, however good the model is. With a score that is never negative a
+    hinge loss keeps a loss of 1 on each sample of the negative class. A tanh never reaches a target of 2.5, and saturates in
+    trying.
 
     ## How it is told apart
 
@@ -68,7 +78,8 @@ class OutputRange(Rule):
     ## References
 
     N. Humbatova et al., "Taxonomy of Real Faults in Deep Learning Systems" (ICSE 2020), "activation function": a wrong one in
-    the output layer. Measured: with a ReLU before cross_entropy a classifier of digits came to 0.27 of its first loss.
+    the output layer. Measured: with a ReLU before cross_entropy a classifier of digits came to 0.27 of its first loss; a hinge
+    loss behind a ReLU came from 0.99 to 0.50, and to 0.00 without it.
     """
 
     family: ClassVar[str] = "loss wiring"
@@ -86,9 +97,10 @@ class OutputRange(Rule):
         losses = timeline.info.wiring.losses if timeline.info.wiring else ()
         found = {(loss.kind, loss.producer): loss for loss in reversed(losses) if loss.producer in RANGES}
         for loss in found.values():
-            if loss.kind == "cross_entropy" and loss.producer != "softmax" and not self._scaled(timeline, str(loss.producer)):
-                yield self._hit(timeline, loss, _on_logits(loss), {"classes": loss.classes, **_floor(loss)})
-            elif loss.kind in REGRESSIONS and sole_loss(timeline) is loss:
+            if loss.producer in ON_LOGITS.get(loss.kind, ()):
+                if not self._scaled(timeline, str(loss.producer)):
+                    yield self._hit(timeline, loss, _on_logits(loss), {"classes": loss.classes, **_floor(loss)})
+            elif loss.kind in (*REGRESSIONS, *ON_SIGNS) and sole_loss(timeline) is loss:
                 known = targets(timeline)
                 beyond = _beyond(loss, known) if known else 0.0
                 if known and beyond > self.most_beyond * known.std and not self._scaled(timeline, str(loss.producer)):
@@ -125,13 +137,17 @@ def _beyond(loss: LossInfo, known: Targets) -> float:
 def _floor(loss: LossInfo) -> dict[str, float]:
     """The least cross-entropy that logits within the range allow."""
     low, high = RANGES[str(loss.producer)]
-    if not loss.classes or math.isinf(high):
+    if math.isinf(high) or (not loss.classes and loss.kind == "cross_entropy"):
         return {}
+    if not loss.classes:
+        return {"floor": math.log1p(math.exp(-high))}
     return {"floor": math.log1p((loss.classes - 1) * math.exp(low - high))}
 
 
 def _on_logits(loss: LossInfo) -> str:
     floor = _floor(loss).get("floor")
+    if floor is not None and not loss.classes:
+        return f"so it cannot fall under {floor:.3g}, however good the model is"
     if floor is not None:
         return f"so with {loss.classes} classes it cannot fall under {floor:.3g}, however good the model is"
     return "so no logit can be below zero, and those at zero get no gradient"
@@ -152,7 +168,11 @@ def _module(timeline: Timeline, producer: str) -> str | None:
 
 def _remedy(loss: LossInfo, module: str | None, source: str) -> Remedy:
     where = f"the {source}" if module else f"the {source} at the end of the model"
-    wants = "which takes raw outputs" if loss.kind == "cross_entropy" else "so that the output reaches all targets"
+    wants = (
+        "which takes raw outputs"
+        if loss.kind in ON_LOGITS or loss.kind in ON_SIGNS
+        else "so that the output reaches all targets"
+    )
     return Remedy(
         text=f"Take {where} out before {loss.kind}, {wants}.",
         code=f'model.set_submodule("{module}", torch.nn.Identity())' if module else None,

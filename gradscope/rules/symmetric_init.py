@@ -10,13 +10,15 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from gradscope.depth import stands_alone
+from gradscope.evidence import Indices
 from gradscope.evidence import named
+from gradscope.evidence import owners
 from gradscope.evidence import works
 from gradscope.records import Hit
 from gradscope.records import Remedy
 from gradscope.records import Severity
 from gradscope.rule import Rule
-from gradscope.timeline import Layer
 from gradscope.timeline import Timeline
 
 
@@ -28,8 +30,9 @@ class SymmetricInit(Rule):
     ## What it does
 
     At the first sampled steps it looks at the rows of each hidden layer's weight and of its gradient. It speaks where the
-    rows of both are equal (variance between rows under a millionth of the mean square) and the gradient is not zero. It
-    also speaks where two layers or more are zero altogether and get a gradient of exactly zero at each of the first three
+    rows of both are equal (variance between rows under a millionth of the mean square) and the gradient is not zero; or the
+    columns, where the units stand there. Matrices that are parameters by themselves are looked at like layers. It also
+    speaks where two layers or more are zero altogether and get a gradient of exactly zero at each of the first three
     sampled steps: nothing can ever start.
 
     ## Why it is bad
@@ -41,7 +44,8 @@ class SymmetricInit(Rule):
 
     - A layer that is zero on purpose (the last of a residual branch, LoRA's B, a new head) gets a gradient whose rows
       differ, and leaves zero at the first step.
-    - A layer with one output unit has nothing to be symmetric with.
+    - A layer with one output unit has nothing to be symmetric with, and one with a single input is left out.
+    - A parameter by itself that is zero at the start is no layer: a bias or a position, which may well be alike.
     - The last layer does not count: its rows get different gradients from different targets.
     - Frozen layers and layers that no optimizer holds do not count.
 
@@ -81,46 +85,62 @@ class SymmetricInit(Rule):
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         early = int(np.count_nonzero(timeline.steps < self.last_first_step))
-        hidden = [x for x in timeline.layers[:-1] if timeline.trained[x.parameter] and x.weight.shape[0] > 1]
-        if not early or not hidden:
+        hidden = self._hidden(timeline)
+        if not early or not len(hidden):
             return
         alike = self._alike(timeline, hidden)
         places = np.flatnonzero(alike[:early].any(axis=0))
-        equal = [hidden[place] for place in places]
-        if equal:
-            yield self._hit(timeline, equal, early, still=bool(alike[-1, places].any()), zero=False)
+        if len(places):
+            yield self._hit(timeline, hidden[places], early, still=bool(alike[-1, places].any()), zero=False)
         stuck = self._stuck_at_zero(timeline, early)
-        if not equal and len(stuck) > 1:
+        if not len(places) and len(stuck) > 1:
             yield self._hit(timeline, stuck, early, still=True, zero=True)
 
-    def _alike(self, timeline: Timeline, layers: list[Layer]) -> npt.NDArray[np.bool_]:
-        places = [layer.parameter for layer in layers]
+    def _hidden(self, timeline: Timeline) -> Indices:
+        """Places of the trained matrices of all layers but the last; where none is a layer, of those that are by themselves."""
+        layers = {layer.parameter: layer.weight for layer in timeline.layers}
+        alone = {
+            place: weight
+            for place, site in enumerate(timeline.schema.parameters)
+            if (weight := timeline.parameters.get(site.path)) and stands_alone(timeline, weight) and not weight.zero_at_start
+        }
+        inner = list(layers.items())[:-1] + list(alone.items())[: len(alone) if layers else -1]
+        wide = [place for place, weight in inner if weight.shape[0] > 1 and weight.fan_in > 1 and timeline.trained[place]]
+        return np.array(wide, dtype=np.intp)
+
+    def _alike(self, timeline: Timeline, places: Indices) -> npt.NDArray[np.bool_]:
         gradient = timeline.column("weight_gradient.norm")[:, places]
-        moved = np.isfinite(gradient) & (gradient > 0)
+        seen = timeline.held("weight_gradient.zero")[:, places] < 1  # else the sample says nothing of a sparse gradient
+        moved = np.isfinite(gradient) & (gradient > 0) & seen
         weights = timeline.held("weight.row_spread")[:, places] < self.most_spread  # False where NaN
         return moved & weights & (timeline.held("weight_gradient.row_spread")[:, places] < self.most_spread)
 
-    def _stuck_at_zero(self, timeline: Timeline, early: int) -> list[Layer]:
+    def _stuck_at_zero(self, timeline: Timeline, early: int) -> Indices:
         if early < self.zero_frames:
-            return []
+            return np.zeros(0, dtype=np.intp)
         still = (timeline.held("weight.norm")[:early] == 0) & (timeline.column("weight_gradient.norm")[:early] == 0)
         held = still.all(axis=0) & timeline.trained
-        return [layer for layer in timeline.layers if held[layer.parameter]]
+        return np.array([layer.parameter for layer in timeline.layers if held[layer.parameter]], dtype=np.intp)
 
-    def _hit(self, timeline: Timeline, layers: list[Layer], early: int, *, still: bool, zero: bool) -> Hit:
-        names = tuple(layer.module.path for layer in layers)
-        spread = timeline.held("weight_gradient.row_spread")[:early, [layer.parameter for layer in layers]]
+    def _hit(self, timeline: Timeline, places: Indices, early: int, *, still: bool, zero: bool) -> Hit:
+        weights = [timeline.schema.parameters[place].path for place in places]
+        layers = {layer.parameter for layer in timeline.layers}
+        modules = owners(timeline, weights)
+        all_layers = layers.issuperset(places.tolist())
+        names = modules if all_layers else tuple(weights)
+        count = f"{len(names)} of {len(layers)} layers" if all_layers else f"{len(names)} weight matrices"
+        spread = timeline.held("weight_gradient.row_spread")[:early, places]
         widest = float(np.max(spread[np.isfinite(spread)], initial=0.0))
         what = (
             "start at zero and get no gradient" if zero else "start with equal weights for all units, which get equal gradients"
         )
         return Hit(
-            modules=names,
+            modules=modules,
             first_step=int(timeline.steps[0]),
             last_step=int(timeline.steps[-1] if still else timeline.steps[early - 1]),
             evidence={"layers": list(names), "gradient_row_spread": widest, "still_alike": still},
-            message=f"{len(names)} of {len(timeline.layers)} layers ({named(names)}) {what}, so their units stay alike.",
-            remedy=_remedy(names),
+            message=f"{count} ({named(names)}) {what}, so their units stay alike.",
+            remedy=_remedy(weights, names),
             severity=self._severity(timeline, still),
             strength=10.0,
         )
@@ -131,8 +151,9 @@ class SymmetricInit(Rule):
         return Severity.CRITICAL
 
 
-def _remedy(names: tuple[str, ...]) -> Remedy:
+def _remedy(weights: list[str], names: tuple[str, ...]) -> Remedy:
     return Remedy(
         f"Draw the weights of {named(names)} at random.",
-        f"for name in {list(names)!r}:\n    torch.nn.init.kaiming_normal_(model.get_submodule(name).weight)",
+        f"parameters = dict(model.named_parameters())\nfor name in {weights!r}:\n"
+        "    torch.nn.init.kaiming_normal_(parameters[name])",
     )

@@ -20,6 +20,7 @@ from gradscope.objective import REGRESSIONS
 from gradscope.objective import Targets
 from gradscope.objective import adapts
 from gradscope.objective import each
+from gradscope.objective import given
 from gradscope.objective import output_module
 from gradscope.objective import sole_loss
 from gradscope.objective import targets
@@ -31,6 +32,8 @@ from gradscope.rule import Rule
 from gradscope.timeline import Timeline
 from gradscope.trends import median_of
 
+LIKELIHOODS = ("gaussian_nll", "laplace_nll")  # of a prediction and its width
+
 
 @final
 @dataclass(frozen=True)
@@ -39,10 +42,10 @@ class UnscaledTarget(Rule):
 
     ## What it does
 
-    Looks at the targets of a squared, absolute or Huber loss: their standard deviation is above 10, or their mean more than
-    ten standard deviations from zero. It speaks where that can be seen in the training: one of the first five steps moved
-    the median weight matrix by a tenth of its norm or more, or the first loss is ten times the variance of the targets, or
-    after 100 steps the loss is still where the best constant prediction has it.
+    Looks at the targets of a squared, absolute or Huber loss, or of a Gaussian or Laplacian likelihood: their standard
+    deviation is above 10, or their mean more than ten standard deviations from zero. It speaks where that can be seen in the
+    training: one of the first five steps moved the median weight matrix by a tenth of its norm or more, or the first loss is
+    ten times the variance of the targets, or after 100 steps the loss is still where the best constant prediction has it.
 
     ## Why it is bad
 
@@ -56,6 +59,9 @@ class UnscaledTarget(Rule):
       the batch it was made from. With targets a hundred times too large the step was 110 % of the weights' norm and the
       overshoot 0.79; with targets of 5000 ± 1000 it was 150 times the norm.
     - Inputs that are not normalised are seen at the inputs.
+    - A likelihood falls at once where its width grows, though the predictions have gone nowhere: with prices of 2000 ± 500 and
+      Adam it fell from 3.1e6 to 1.4e5 in 300 steps, with outputs that were still more than two deviations off. There training
+      counts as working once the outputs' mean is within two deviations of the targets'.
     - Class labels, and targets between 0 and 1, have no scale to correct. Where the loss has come down all the same, the
       finding is an aside.
 
@@ -66,8 +72,8 @@ class UnscaledTarget(Rule):
 
     ## Known false alarms
 
-    Value functions whose returns are in the hundreds are
-    trained like that by habit, with Adam: where they learn, the finding is an aside.
+    Value functions whose returns are in the hundreds are trained like that by habit, with Adam: where they learn, the finding
+    is an aside.
 
     ## References
 
@@ -89,25 +95,42 @@ class UnscaledTarget(Rule):
     most_offset: float = 10.0  # mean over standard deviation
     large_step: float = 0.1  # update ratio of the median matrix in one of the first steps
     first_frames: int = 5  # sampled steps whose size counts
+    most_off: float = 2.0  # standard deviations, that the mean output of a likelihood that works may be off
     most_start: float = 10.0  # times the targets' variance, that a squared error may begin with
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         loss, known = sole_loss(timeline), targets(timeline)
-        if loss is None or known is None or loss.kind not in REGRESSIONS or not known.std > 0 or not len(timeline.loss):
+        if (
+            loss is None
+            or known is None
+            or loss.kind not in (*REGRESSIONS, *LIKELIHOODS)
+            or not known.std > 0
+            or not len(timeline.loss)
+        ):
             return
         if not (known.std > self.most_spread or abs(known.mean) > self.most_offset * known.std):
             return
         sizes = step_sizes(timeline)[: self.first_frames]
         size = float(np.max(sizes[np.isfinite(sizes)], initial=0.0))
         start = self._start(timeline, loss, known)
-        stands = timeline.step_count >= PATIENCE and not works(timeline)
+        stands = timeline.step_count >= PATIENCE and not (works(timeline) and not self._far(timeline, known))
         if size > self.large_step or start > self.most_start or stands:
             yield self._hit(timeline, known, size, start)
 
     def _start(self, timeline: Timeline, loss: LossInfo, known: Targets) -> float:
         """The first loss over that of a constant prediction; squared where the loss grows with the error and not its square."""
+        if loss.kind in LIKELIHOODS:
+            off = median_of(given(timeline, "input_mean")[: self.first_frames]) - known.mean
+            return 1 + (off / known.std) ** 2
         first = each(timeline, loss, timeline.first_loss)
         return first / known.std**2 if loss.kind == "mse" else (first / known.std) ** 2
+
+    def _far(self, timeline: Timeline, known: Targets) -> bool:
+        """Whether the outputs of a likelihood are far from the targets still, whatever it has come down to."""
+        loss = sole_loss(timeline)
+        outputs = given(timeline, "input_mean")
+        off = median_of(outputs[np.isfinite(outputs)][-self.first_frames :]) - known.mean
+        return loss is not None and loss.kind in LIKELIHOODS and abs(off) > self.most_off * known.std
 
     def _hit(self, timeline: Timeline, known: Targets, size: float, start: float) -> Hit:
         mean, std = f"{known.mean:.4g}", f"{known.std:.4g}"
@@ -130,7 +153,7 @@ class UnscaledTarget(Rule):
                 f"Train on targets with mean 0 and deviation 1; a prediction is then the output times {std} plus {mean}.",
                 f"y = (y - {mean}) / {std}  # over the sampled batches; better over the training set",
             ),
-            severity=self._severity(timeline, size),
+            severity=self._severity(timeline, size, far=self._far(timeline, known)),
             strength=4.0,
         )
 
@@ -144,8 +167,8 @@ class UnscaledTarget(Rule):
             )
         return f"and the first loss was {start:.3g} times that of a constant prediction"
 
-    def _severity(self, timeline: Timeline, size: float) -> Severity:
+    def _severity(self, timeline: Timeline, size: float, *, far: bool) -> Severity:
         """An aside until it has done harm, where the steps are no longer than they should be."""
-        found = gravity(timeline)
+        found = max(gravity(timeline), Severity.WARNING if far else Severity.INFO)
         waiting = found is Severity.WARNING and timeline.step_count < PATIENCE and not size > self.large_step
         return Severity.INFO if waiting or math.isnan(timeline.first_loss) else found

@@ -70,7 +70,7 @@ class UnshuffledData(Rule):
     least_steps: ClassVar[int] = 20
     explains: ClassVar[tuple[str, ...]] = (
         "oscillating-loss", "gradient-spikes", "loss-divergence", "lr-too-high", "loss-plateau", "exploding-gradients",
-        "dead-units", "collapsed-output", "adam-second-moment-lag", "output-logit-drift", "activation-growth",
+        "outlier-batch", "dead-units", "collapsed-output", "adam-second-moment-lag", "output-logit-drift", "activation-growth",
         "labels-unrelated", "saturated-units",
     )  # fmt: skip
 

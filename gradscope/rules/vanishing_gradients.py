@@ -16,6 +16,7 @@ from gradscope.depth import has_norm
 from gradscope.depth import is_residual
 from gradscope.depth import plain
 from gradscope.depth import slopes
+from gradscope.evidence import RELU_FOR_SIGMOID
 from gradscope.evidence import gravity
 from gradscope.evidence import works
 from gradscope.records import Hit
@@ -144,12 +145,13 @@ class VanishingGradients(Rule):
 def _remedy(timeline: Timeline, slope: float) -> Remedy:
     sigmoids = sum(layer.module.activation == "sigmoid" for layer in timeline.layers)
     if 2 * sigmoids > len(timeline.layers):
-        text = f"Use ReLU in place of the sigmoids, with He's initialisation: each layer now loses a factor {10**slope:.2g}."
-    else:
-        norm = "" if has_norm(timeline) else ", or put a normalisation before each activation"
-        text = f"Initialise so that each layer passes {10**slope:.2g} times more{norm}."
+        return Remedy(
+            f"Use ReLU in place of the sigmoids, with He's initialisation: each layer now loses a factor {10**slope:.2g}.",
+            RELU_FOR_SIGMOID,
+        )
+    norm = "" if has_norm(timeline) else ", or put a normalisation before each activation"
     return Remedy(
-        text,
+        f"Initialise so that each layer passes {10**slope:.2g} times more{norm}.",
         "for module in model.modules():\n    if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):\n"
         '        torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")',
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -53,6 +54,17 @@ def origin(model, *, change=lambda step, x, y: (x, y), loss=F.cross_entropy, eve
     return seen.facts.origin
 
 
+def test_a_weight_of_the_loss_is_no_input_of_the_model():
+    def weighed(output, y):
+        size = 1.0 if weighed.calls != BAD else math.nan
+        weighed.calls += 1
+        return (output.logsumexp(1) * torch.full((8,), size)).mean()
+
+    weighed.calls = 0
+    found = origin(Net(), loss=weighed)
+    assert (found.step, found.place, found.node, found.before) == (BAD, "target", "MulBackward0", "second")
+
+
 def at_fault(step, bad, good):
     return bad if step == BAD else good
 
@@ -85,6 +97,15 @@ def test_an_input(every):
     found = origin(Net(), change=poisoned_input, every=every)
     assert (found.step, found.place, found.module) == (BAD, "input", "first")
     assert found.largest == pytest.approx(float(data(BAD)[0][:, [0, 1, 3]].abs().max()))
+
+
+@EVERY
+def test_an_input_of_minus_infinity(every):
+    def change(step, x, y):
+        return at_fault(step, x.clone().index_fill_(1, torch.tensor([2]), -torch.inf), x), y
+
+    found = origin(Net(), change=change, every=every)
+    assert (found.step, found.place, found.module) == (BAD, "input", "first")
 
 
 @EVERY

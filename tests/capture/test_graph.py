@@ -21,6 +21,14 @@ CLASSES = torch.arange(8) % 5
 TARGETS = torch.linspace(0, 1, 40).view(8, 5)
 
 
+SIGNS = TARGETS.sub(0.5).sign()
+
+
+def connectionist(y):
+    """A connectionist loss of two samples over eight time steps."""
+    return nn.functional.ctc_loss(y.unsqueeze(1).expand(8, 2, 5), torch.tensor([[1, 2], [3, 4]]), (8, 8), (2, 2))
+
+
 def graph_of(loss):
     return Graph(loss(nn.Linear(5, 5)(X)))
 
@@ -68,7 +76,27 @@ def graph_of(loss):
         ),
         (lambda y: nn.functional.poisson_nll_loss(y, TARGETS), "poisson_nll", "mean", None),
         (lambda y: nn.functional.gaussian_nll_loss(y, TARGETS, y.exp()), "gaussian_nll", "mean", None),
+        (lambda y: -torch.distributions.Normal(y, y.exp()).log_prob(TARGETS).mean(), "gaussian_nll", "mean", None),
+        (lambda y: -torch.distributions.Normal(y, y.exp()).log_prob(TARGETS).sum(), "gaussian_nll", "sum", None),
+        (lambda y: -torch.distributions.Normal(y, y.exp()).log_prob(TARGETS).sum() / 8, "gaussian_nll", "none", None),
+        (lambda y: (((y - TARGETS) / y.exp()) ** 2 / 2 + y).mean(), "gaussian_nll", "mean", None),
+        (lambda y: ((y - TARGETS).abs() / y.exp() + y).mean(), "laplace_nll", "mean", None),
+        (lambda y: (TARGETS * (y - TARGETS) ** 2).mean(), "mse", "none", None),
+        (lambda y: (1 - y.relu() * SIGNS).clamp_min(0).mean(), "hinge", "mean", "relu"),
+        (lambda y: torch.relu(1 - SIGNS * y).sum(), "hinge", "sum", None),
+        (lambda y: torch.maximum(torch.zeros(1), 1 - SIGNS * y.sigmoid()).mean(), "hinge", "mean", "sigmoid"),
+        (lambda y: nn.functional.softplus(-SIGNS * y).mean(), "soft_margin", "mean", None),
+        (lambda y: -nn.functional.logsigmoid(SIGNS * y.relu()).mean(), "soft_margin", "mean", "relu"),
+        (lambda y: nn.functional.soft_margin_loss(y, SIGNS), "soft_margin", "mean", None),
+        (lambda y: connectionist(y.softmax(-1)), "ctc", "none", "softmax"),
+        (lambda y: connectionist(y.log_softmax(-1)), "ctc", "none", "log_softmax"),
+        (lambda y: torch.relu(1 - y).mean() + torch.relu(1 + y).mean(), "other", None, None),
         (lambda y: y.cos().prod(), "other", None, None),
+        (lambda y: y.cos().mean(), "other", "mean", None),
+        (lambda y: 1 - y.cos().sum(), "other", "sum", None),
+        (lambda y: -y.logsumexp(1).sum(), "other", "sum", None),
+        (lambda y: y.cos().sum() / 8, "other", None, None),
+        (lambda y: y.cos().sum(-1).mean(), "other", "mean", None),
     ],
 )
 def test_the_loss_is_recognised(loss, kind, reduction, producer):
@@ -112,6 +140,12 @@ def test_several_losses_in_one_sum():
         lambda y: ((y[:, :1] - TARGETS[:, 0]) ** 2).mean(),
         lambda y: ((TARGETS[:, 0] - y[:, :1]) ** 2).mean(),
         lambda y: ((y[:, 0] - TARGETS[:, :1]) ** 2).mean(),
+        lambda y: torch.log(torch.cosh(y[:, :1] - TARGETS[:, 0])).mean(),
+        lambda y: torch.log(torch.cosh(y[:, 0] - TARGETS[:, :1])).mean(),
+        lambda y: (lambda d: torch.maximum(0.9 * d, -0.1 * d).mean())(TARGETS[:, 0] - y[:, :1]),
+        lambda y: (lambda d: torch.where(d.abs() < 1, d * d / 2, d.abs() - 0.5).mean())(y[:, :1] - TARGETS[:, 0]),
+        lambda y: (1 - TARGETS[:, 0] * y[:, :1]).clamp_min(0).mean(),
+        lambda y: -(TARGETS[:, 0] * y[:, :1].sigmoid().log()).mean(),
         pytest.param(
             lambda y: nn.functional.mse_loss(y[:, :1], TARGETS[:, 0]),
             marks=pytest.mark.filterwarnings("ignore:Using a target size"),
@@ -134,11 +168,21 @@ def test_a_silent_broadcast_is_seen(loss):
         lambda y: ((y - TARGETS) ** 2).mean(),
         lambda y: ((y[:, 0] - TARGETS[:, 0]) ** 2).mean(),
         lambda y: ((y - y.mean(0)) ** 2).mean(),
+        lambda y: torch.log(torch.cosh(y[:, :1] - TARGETS[:, :1])).mean(),
+        lambda y: torch.exp(-((y[:, :1] - TARGETS[:, :1].T) ** 2)).mean(),
+        lambda y: torch.log(torch.cosh(y[:, 0].unsqueeze(1) - TARGETS[:, 0])).mean(),
+        lambda y: nn.functional.softplus(y[:, :1] - y[:, :1].T).mean(),
+        lambda y: (TARGETS @ TARGETS.T * y[:, :1]).mean(),
         lambda y: nn.functional.cross_entropy(y, CLASSES),
     ],
 )
 def test_meant_broadcasts_are_not(loss):
     assert read_broadcasts(graph_of(loss)) == ()
+
+
+def test_an_unknown_sum_tells_what_it_is_over():
+    (found,) = read_losses(graph_of(lambda y: -y.logsumexp(1).sum()))
+    assert found.input_shape == (8,)
 
 
 def test_reading_changes_nothing_that_a_checkpoint_packed():

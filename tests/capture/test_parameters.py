@@ -83,7 +83,7 @@ def test_every_column_of_a_step_against_full_tensors():
     weight, moved = before.weight.detach(), (layer.weight - before.weight).detach()
 
     def spread(matrix):
-        return (matrix.var(0, correction=0).sum() / matrix.square().mean(0).sum()).item()
+        return min(matrix.var(way, correction=0).sum() / matrix.square().mean(way).sum() for way in (0, 1)).item()
 
     expected = {
         "weight.norm": weight.norm().item(),
@@ -111,6 +111,24 @@ def test_equal_rows_have_no_spread():
         optimizer.step()
     assert seen.get("weight.row_spread", "weight") == pytest.approx(0, abs=1e-6)
     assert seen.get("weight_gradient.row_spread", "weight") == pytest.approx(0, abs=1e-6)
+
+
+def test_equal_columns_have_none_either():
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.matrix = nn.Parameter(torch.randn(40, 1).expand(40, 50).clone())
+
+        def forward(self, x):
+            return x @ self.matrix
+
+    product = Product()
+    optimizer = torch.optim.SGD(product.parameters(), lr=0.1)
+    with watching(product) as seen:
+        product(torch.randn(8, 40)).sum().backward()
+        optimizer.step()
+    assert seen.get("weight.row_spread", "matrix") == pytest.approx(0, abs=1e-6)
+    assert seen.get("weight_gradient.row_spread", "matrix") == pytest.approx(0, abs=1e-6)
 
 
 def test_a_nonfinite_gradient_or_weight_is_seen_though_one_element_holds_it():

@@ -44,7 +44,7 @@ def test_activations_that_go_on_growing_are_named() -> None:
     assert (hit.modules, hit.severity) == (("layers.2",), Severity.WARNING)
     assert hit.evidence["decades_per_1000_steps"] == pytest.approx(2.0, rel=1e-3)
     assert (hit.first_step, hit.last_step) == (300, 590)
-    assert 'group["weight_decay"] = 0.00013 ' in (hit.remedy.code or "")  # 0.005^2 / (2 * 0.1), to two digits
+    assert "a weight decay of 0.00013 " in hit.remedy.text  # 0.005^2 / (2 * 0.1), to two digits
 
 
 def test_boundaries_of_rate_and_size() -> None:

@@ -53,6 +53,12 @@ def test_the_last_two_readings_have_to_be_above_fifty() -> None:
     assert not run(lambda step: 60.0 if step != 50 else 40.0)
 
 
+def test_one_reading_is_enough_that_is_ten_times_all_before() -> None:
+    assert run(lambda step: 6.0 if step < 75 else 110.0)
+    assert not run(lambda step: 6.0 if step < 75 else 95.0)
+    assert not run(lambda step: 12.0 if step < 75 else 110.0)
+
+
 def test_where_training_works_it_takes_a_hundred_and_growth() -> None:
     assert run(lambda step: 6.0 if step < 2 else 90.0, pulses={})[0].severity is Severity.INFO
     assert run(lambda step: 6.0 if step < 2 else 110.0, pulses={})[0].severity is Severity.WARNING
@@ -67,23 +73,28 @@ def test_a_blow_up_after_growth_is_critical_and_only_what_came_before_counts() -
     assert not run(lambda step: 6.0 if step < 60 else 1e6, pulses=broken)
 
 
-def test_the_remedy_scales_queries_and_keys_of_one_projection() -> None:
+def test_the_remedy_normalises_queries_and_keys_of_one_projection() -> None:
     (hit,) = run(lambda step: 200.0)
-    names: dict[str, Any] = {}
-    exec((hit.remedy.code or "").partition("\n\n")[0].split("with torch")[0], names)
-    assert names["scaled"] == [("block.qkv.weight", 32, 0.5), ("block.qkv.bias", 32, 0.5)]  # sqrt(50 / 200), each
+    assert "{'block.qkv': 16}.items()" in (hit.remedy.code or "")
 
 
-def test_the_remedy_scales_a_projection_of_queries_alone() -> None:
+def test_the_remedy_normalises_two_projections() -> None:
+    keys = parameter("block.k.weight", (16, 16))
+    both = Net((*APART.modules, ModuleInfo("block.k", "Linear", "linear", (keys.name,))), (*APART.parameters, keys))
+    (hit,) = run(lambda step: 200.0, net=both, site="block.q")
+    assert "{'block.q': 16, 'block.k': 16}.items()" in (hit.remedy.code or "")
+
+
+def test_queries_alone_are_not_normalised() -> None:
     (hit,) = run(lambda step: 200.0, net=APART, site="block.q")
-    assert "('block.q.weight', 16, 0.25)" in (hit.remedy.code or "")
+    assert hit.remedy.code is None
 
 
-def test_the_remedy_knows_torchs_own_attention() -> None:
+def test_torchs_own_attention_has_no_projection_to_wrap() -> None:
     own = (parameter("attn.in_proj_weight", (48, 16)), parameter("attn.in_proj_bias", (48,)))
     net = Net((ModuleInfo("attn", "MultiheadAttention", "attention", tuple(p.name for p in own)),), own)
     (hit,) = run(lambda step: 200.0, net=net, site="attn")
-    assert "('attn.in_proj_weight', 32, 0.5)" in (hit.remedy.code or "")
+    assert hit.remedy.code is None and "QK-norm" in hit.remedy.text
 
 
 def test_where_the_projection_is_not_known_there_is_no_code() -> None:
@@ -97,3 +108,12 @@ def test_healthy_and_broken_numbers_raise_nothing(value: float) -> None:
     for timeline in (*timelines, poisoned(value)):
         assert not hits(timeline)
     assert not run(lambda step: value)
+
+
+def test_logits_that_are_alarming_from_the_start_are_sure_where_training_stands_still() -> None:
+    def strength(logit: float, **more: Any) -> float:
+        return run(lambda step: logit, **more)[0].strength
+
+    assert (strength(400.0), strength(400.0, total=90)) == (3.0, 1.0)
+    assert strength(80.0) == 1.0
+    assert strength(400.0, pulses={}) == 1.0  # it learns

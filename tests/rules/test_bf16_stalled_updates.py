@@ -50,7 +50,19 @@ def test_weights_that_rounding_holds_in_place_are_named() -> None:
 
 def test_a_training_that_works_all_the_same_gets_an_aside() -> None:
     assert run(0.67, pulses={})[0].severity is Severity.INFO
-    assert run(0.89, pulses=FALLING)[0].severity is Severity.INFO
+    halfway = {"loss": lambda step: 1.4 - 0.006 * step}
+    assert run(0.89, pulses=halfway)[0].severity is Severity.INFO
+    assert run(0.91, pulses=halfway)[0].severity is Severity.WARNING
+
+
+def test_most_unchanged_is_a_warning_where_next_to_nothing_was_learned() -> None:
+    assert run(0.76, pulses=FALLING)[0].severity is Severity.WARNING
+    assert run(0.76, pulses=FALLING, steps=range(99))[0].severity is Severity.INFO
+
+
+def test_up_to_seventy_percent_the_others_are_enough() -> None:
+    assert run(0.69)[0].severity is Severity.INFO
+    assert run(0.71)[0].severity is Severity.CRITICAL
 
 
 def test_nearly_all_unchanged_is_a_warning_as_long_as_the_loss_is_high() -> None:

@@ -85,6 +85,34 @@ def test_a_limit_of_infinity_clips_nothing() -> None:
     assert not run(limit=math.inf)
 
 
+def by_value(limit: Any = 1e-5, *, full: float = 1.0, ratio: float = 1e-4, pulses: Any = STUCK, **more: Any) -> list[Hit]:
+    norms = {p.name: full * 1e-5 * math.sqrt(p.size) for p in SMALL.parameters}
+    columns = {"weight_gradient.absmax": limit, "weight_gradient.norm": norms, "update.ratio": ratio}
+    return hits(build(columns=columns, pulses=pulses, **more))
+
+
+def test_a_limit_on_elements_is_seen_in_the_gradients_though_nobody_was_heard_clipping() -> None:
+    (hit,) = by_value()
+    assert hit.severity is Severity.CRITICAL
+    assert hit.evidence["limit"] == pytest.approx(1e-5) and hit.evidence["of"] == "elements"
+    assert "clip_grad_norm_" in (hit.remedy.code or "")
+    assert by_value(pulses={})[0].severity is Severity.INFO
+    assert not by_value(ratio=1.1e-3)
+
+
+def test_most_elements_of_most_parameters_must_stand_at_the_limit() -> None:
+    assert by_value(full=0.71) and not by_value(full=0.69)
+    assert not by_value({SMALL.parameters[0].name: 2e-5, **{p.name: 1e-5 for p in SMALL.parameters[1:]}})
+    assert not by_value(lambda step: 1e-5 * (1 + step % 2))
+    assert not by_value(lambda step: 1e-5 if step < 9 else math.nan)
+
+
+def test_it_says_why_it_could_not_look_where_nothing_clips() -> None:
+    rule = ClippingTooTight()
+    assert rule.obstacle(build()) == "clip_grad_norm_() was not called in the loop"
+    assert rule.obstacle(build(columns={"step.clip_norm": 2.0})) is None
+
+
 def test_healthy_and_broken_numbers_raise_nothing() -> None:
     for timeline in (build(), empty(), poisoned(math.nan), poisoned(math.inf), poisoned(0.0)):
         assert not hits(timeline)

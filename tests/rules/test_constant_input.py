@@ -104,3 +104,9 @@ def test_healthy_and_broken_numbers_raise_nothing() -> None:
     for timeline in (build(), empty(), build(steps=()), poisoned(math.nan)):
         assert not hits(timeline)
     hits(poisoned(math.inf))
+
+
+def test_only_steps_that_were_compared_are_counted() -> None:
+    (hit,) = hits(run({"input.repeated": lambda step: 1.0 if step % 5 == 0 else math.nan}))
+    known = hit.evidence["steps"]
+    assert f"in {known} of the {known} sampled steps that were compared" in hit.message

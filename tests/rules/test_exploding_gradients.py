@@ -48,7 +48,7 @@ def test_growth_towards_the_input_is_named() -> None:
     assert hit.first_step == 0
     assert hit.evidence["decades"] == pytest.approx(4.0, rel=1e-3)
     assert hit.modules == ("layers.0", "layers.2", "layers.4")
-    assert "clip_grad_norm_(model.parameters(), max_norm=1)" in (hit.remedy.code or "")
+    assert hit.remedy.code is None  # there was no calm step whose norm could be the limit
 
 
 def test_boundaries_of_slope_total_and_layers() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gradscope.records import Hit
+from gradscope.records import Origin
 from gradscope.records import Severity
 from gradscope.rules.fp16_overflow import Fp16Overflow
 from gradscope.timeline import Timeline
@@ -103,6 +104,55 @@ def test_what_comes_in_infinite_is_not_laid_to_float16() -> None:
     columns = {"activation.absmax": _from_fifty(100.0, math.inf), "activation.nonfinite": bad}
     assert not hits(build(HALF, columns=columns | {"input.nonfinite": bad}))
     assert not hits(build(HALF, columns=columns | {"weight.nonfinite": bad}))
+
+
+def overflowed(**changes: Any) -> Origin:
+    return replace(Origin(40, "between", "layers.2", before="layers.0", node="ExpBackward0", dtype="float16"), **changes)
+
+
+def test_an_operation_that_can_only_overflow_is_named() -> None:
+    (hit,) = hits(build(HALF, origin=overflowed()))
+    assert (hit.modules, hit.first_step) == (("layers.0", "layers.2"), 40)
+    assert hit.severity >= Severity.WARNING
+    assert "ExpBackward0, before layers.2 made infinite numbers" in hit.message
+
+
+def test_a_power_needs_large_numbers_to_overflow() -> None:
+    assert hits(build(HALF, origin=overflowed(node="PowBackward0", largest=300.0)))
+    assert not hits(build(HALF, origin=overflowed(node="PowBackward0", largest=2.0)))  # 0 ** -1
+
+
+@pytest.mark.parametrize(
+    "changes", [{"dtype": "float32"}, {"node": "LogBackward0"}, {"node": "DivBackward0"}, {"place": "input"}]
+)
+def test_what_is_infinite_in_any_format_is_not_laid_to_float16(changes: dict[str, str]) -> None:
+    assert not hits(build(HALF, origin=overflowed(**changes)))
+
+
+NORM = (*HALF.modules[:2], replace(HALF.modules[1], path="scale", type="Scaled", role="other"), *HALF.modules[2:])
+
+
+def divided(
+    *, zero: float = 0.95, before: float = 0.5, largest: float = 300.0, rms: float = 30.0, role: str = "other"
+) -> list[Hit]:
+    """A module that gets ``before`` zeros and puts out ``zero`` of them."""
+    modules = tuple(replace(m, role=role) if m.path == "scale" else m for m in NORM)
+    columns = {
+        "activation.zero": {"layers.1": before, "scale": zero},
+        "activation.absmax": {"layers.1": largest},
+        "activation.rms": {"layers.1": rms},
+    }
+    return hits(build(Net(modules, HALF.parameters), columns=columns, pulses=STUCK))
+
+
+def test_a_norm_that_overflows_leaves_nothing_but_zeros() -> None:
+    (hit,) = divided()
+    assert (hit.modules, hit.evidence["zero"]) == (("scale",), pytest.approx(0.95))
+    assert divided(largest=200.0, rms=50.0)  # 32 squares of 50 add up to 80,000
+    assert not divided(largest=200.0, rms=30.0)  # there is room for them
+    assert not divided(zero=0.79)
+    assert not divided(before=0.75)
+    assert not divided(role="activation")
 
 
 def test_without_scaler_and_float16_it_says_why_it_cannot_look() -> None:

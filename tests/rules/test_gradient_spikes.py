@@ -122,3 +122,12 @@ def test_survives_what_is_not_finite_or_not_there() -> None:
     for value in (math.nan, math.inf):
         hits(poisoned(value))
     hits(build(steps=(), total=150, pulses={"gradient_norm": 0.0}))
+
+
+def test_gradients_of_a_loss_that_counts_more_from_a_step_on_are_no_spike() -> None:
+    def risen(step: int) -> float:
+        return 1.0 if step < 60 else 1000.0
+
+    pulses = {"gradient_norm": risen, "loss": risen}
+    assert hits(build(steps=range(0, 150, 8), total=150, pulses=pulses))
+    assert not hits(build(steps=range(0, 150, 8), total=150, pulses=pulses, columns={"loss.weight": risen}))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gradscope.records import Hit
+from gradscope.records import ModuleInfo
 from gradscope.records import Severity
 from gradscope.records import StepQuality
 from gradscope.rules.init_too_large import InitTooLarge
@@ -23,7 +24,11 @@ from tests.timelines import factors_in
 from tests.timelines import linear
 from tests.timelines import mlp
 from tests.timelines import module
+from tests.timelines import norm
+from tests.timelines import one_loss
+from tests.timelines import parameter
 from tests.timelines import poisoned
+from tests.timelines import regressed
 
 DEEP = mlp(*[64] * 9)  # eight matrix layers
 TANH = mlp(*[64] * 9, activation="tanh", kind="Tanh")
@@ -150,6 +155,59 @@ def test_saturation_that_training_overcomes_is_an_aside_unless_the_loss_began_fa
     assert saturated(0.84, pulses={})[0].severity is Severity.INFO
     high = {"loss": lambda step: 0.4 + 11 * math.exp(-step / 20)}
     assert saturated(0.84, pulses=high)[0].severity is Severity.WARNING
+    (hit,) = saturated(0.84, pulses=high, probes=(probed(0.3),))
+    assert (hit.severity, hit.strength, hit.evidence["overshoot"]) == (Severity.WARNING, 5.0, 20.0)
+
+
+SHORT = mlp(64, 64, 64, 1)
+WAVE = regressed(std=0.7)
+
+
+def at_output(rho: float = 16.0, *, output: float = 80.0, net: Net = SHORT, **more: Any) -> list[Hit]:
+    """A short net whose weights have rho times He's variance and whose output has this root mean square."""
+    columns = {**grown(net, rho), **WAVE, "loss.input_rms": output, **more.pop("columns", {})}
+    given = {"pulses": {"loss": lambda step: 200 - step}, "wiring": one_loss(net=net)} | more
+    return hits(build(net, columns=columns, **given))
+
+
+def test_weights_that_are_too_large_at_any_depth_show_at_the_output() -> None:
+    (hit,) = at_output()
+    assert (hit.severity, hit.strength, hit.evidence["matrices"]) == (Severity.WARNING, 4.0, 3)
+    assert hit.evidence["rho"] == pytest.approx(16.0, rel=1e-3)
+    assert "output's root mean square is 80, where the targets have 0.7" in hit.message
+    assert factors_in(hit.remedy.code or "")["layers.2.weight"] == 0.25
+    assert at_output(net=mlp(64, 64, 1))
+    assert not at_output(3.9)
+    assert not at_output(output=2.0)
+    assert not at_output(columns={"input.rms": 3.1})
+    assert not at_output(net=mlp(64, 64, 1) + norm("norm", 64))
+
+
+def test_a_large_output_is_an_aside_until_training_should_have_brought_it_down() -> None:
+    assert at_output(steps=range(99))[0].severity is Severity.INFO
+    assert at_output(pulses={"loss": lambda step: 200 * math.exp(-step / 10)})[0].severity is Severity.INFO
+    assert at_output(pulses={"loss": lambda step: 200.0 if step < 3 else math.nan})[0].severity is Severity.CRITICAL
+
+
+def test_a_constants_error_stands_for_what_an_absolute_error_should_come_to() -> None:
+    for last, severity in ((0.8, Severity.WARNING), (0.6, Severity.INFO)):
+        falling = {"loss": lambda step, last=last: 80.0 if step < 50 else last}
+        assert at_output(wiring=one_loss("l1", net=SHORT), pulses=falling)[0].severity is severity
+
+
+def test_logits_may_start_at_ten() -> None:
+    logits = mlp(64, 64, 4)
+    assert at_output(net=logits, output=11.0, wiring=classification(logits))
+    assert not at_output(net=logits, output=9.0, wiring=classification(logits))
+
+
+def test_matrices_that_are_parameters_by_themselves_count_by_their_shorter_side() -> None:
+    owner = ModuleInfo("", "Net", "container", ("first", "stack", "table"))
+    bare = Net((owner,), (parameter("first", (16, 64)), parameter("stack", (2, 64, 64)), parameter("table", (1, 64))))
+    norms = np.array([math.sqrt(p.size) for p in bare.parameters])  # a standard deviation of 1
+    (hit,) = at_output(net=bare, columns={"weight.norm": lambda step: norms})
+    assert hit.evidence["matrices"] == 2
+    assert hit.evidence["rho"] == pytest.approx((8 + 32) / 2)
 
 
 def test_only_step_0_shows_how_weights_were_initialised() -> None:

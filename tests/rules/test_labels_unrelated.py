@@ -59,6 +59,11 @@ def test_a_loss_off_the_level_of_chance_is_not_asked_about(off: float) -> None:
     assert not hits(run(pulses={"loss": off * CHANCE}))
 
 
+def test_coming_down_to_the_level_of_chance_is_not_learning() -> None:
+    assert hits(run(pulses={"loss": lambda step: CHANCE * (1.03 - 0.0001 * step)}))
+    assert not hits(run(pulses={"loss": lambda step: CHANCE * (1.01 - 0.0001 * step)}))
+
+
 def test_two_hundred_steps_are_needed() -> None:
     assert LabelsUnrelated().obstacle(run(steps=range(199))) is not None
 

@@ -108,3 +108,17 @@ def test_survives_what_is_not_finite_or_not_there() -> None:
 
 def _late(step: int) -> float:
     return max(0.2, 2.0 * math.exp(-step / 30)) if step < 200 else 1.6
+
+
+def test_a_loss_that_counts_more_from_a_step_on_has_not_risen() -> None:
+    def risen(step: int) -> float:
+        return 1.0 if step < 60 else 1000.0
+
+    assert hits(build(steps=range(0, 100, 8), total=100, pulses={"loss": risen, "gradient_norm": risen}))
+    counted = build(
+        steps=range(0, 100, 8),
+        total=100,
+        pulses={"loss": risen, "gradient_norm": risen},
+        columns={"loss.weight": risen},
+    )
+    assert not hits(counted)

@@ -16,6 +16,7 @@ from tests.timelines import classification
 from tests.timelines import empty
 from tests.timelines import one_loss
 from tests.timelines import poisoned
+from tests.timelines import regressed
 
 FALLS = {"loss": lambda step: -0.1 * step}
 
@@ -66,6 +67,57 @@ def test_a_loss_that_stays_above_zero_or_is_no_mean_is_left_alone() -> None:
 def test_names_divergences_of_what_is_no_logarithm() -> None:
     assert hits(run("kl_div", producer="softmax", classes=None))
     assert not hits(run("kl_div", -2.4, producer="log_softmax", classes=None))
+
+
+def test_names_a_connectionist_loss_of_what_is_no_logarithm() -> None:
+    facts: dict[str, Any] = {"classes": None, "input_shape": (12, 32, 5), "target_shape": None, "reduction": "none"}
+    (hit,) = hits(run("ctc", 0.2, producer="softmax", **facts))
+    assert hit.remedy.code == "output = model(x).log_softmax(dim=-1)"
+    assert hits(run("ctc", 0.2, **facts))  # raw outputs, and a loss below zero
+    assert not hits(run("ctc", 0.2, pulses={}, **facts))
+    assert not hits(run("ctc", -1.6, pulses={}, producer="log_softmax", **facts))
+
+
+def masks(low: float, high: float, *, kind: str = "bce_with_logits", **given: Any) -> list[Hit]:
+    columns = {**regressed(low=low, high=high), **given.pop("columns", {})}
+    return hits(build(columns=columns, wiring=one_loss(kind), **given))
+
+
+def test_names_targets_that_are_no_shares() -> None:
+    (hit,) = masks(0.0, 255.0)
+    assert hit.severity is Severity.CRITICAL and hit.strength == 10
+    assert "from 0 to 255" in hit.message
+    assert hit.remedy.code == "y = y / 255  # between 0 and 1"
+    assert masks(-1.0, 1.0, kind="bce")[0].remedy.code == "y = (y - -1) / 2  # between 0 and 1"
+    assert not masks(0.0, 255.0, kind="mse")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "severity"),
+    [(0.0, 1.0, None), (-0.009, 1.009, None), (0.0, 1.02, Severity.WARNING), (0.0, 1.6, Severity.CRITICAL)],
+)
+def test_boundaries_of_shares(low: float, high: float, severity: Severity | None) -> None:
+    found = masks(low, high)
+    assert [hit.severity for hit in found] == ([severity] if severity is not None else [])
+    assert all(hit.severity is Severity.CRITICAL for hit in masks(low, high, pulses=FALLS))
+
+
+def test_one_batch_in_many_breaks_no_contract() -> None:
+    high = {"loss.target_high": lambda step: 255.0 if step % 3 == 0 else 1.0}
+    assert not masks(0.0, 1.0, columns=high)
+    gaps = {"loss.target_high": lambda step: 255.0 if step % 3 == 0 else math.nan}
+    assert masks(0.0, 1.0, columns=gaps)  # captured on these steps only
+
+
+def test_targets_count_where_it_is_plain_whose_they_are() -> None:
+    (square,), (entropy,) = one_loss("mse").losses, one_loss("bce_with_logits").losses
+    both = classification(losses=(square, entropy))
+    columns = {**regressed(), "loss.target_low": 0.0, "loss.target_high": {"(loss)": 255.0, "(loss)#1": 1.0}}
+    sites = ("(loss)", "(loss)#1")
+    assert not hits(build(columns=columns, wiring=both, losses=sites))
+    columns["loss.target_high"] = {"(loss)": 1.0, "(loss)#1": 255.0}
+    assert hits(build(columns=columns, wiring=both, losses=sites))
+    assert not hits(build(columns={**columns, "loss.target_high": 255.0}, wiring=both))
 
 
 def test_names_a_softmax_over_one_class() -> None:

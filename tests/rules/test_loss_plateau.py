@@ -56,6 +56,15 @@ def test_a_loss_that_came_down_to_it_has_to_be_nearer(share: float, count: int) 
     assert all(hit.first_step == 150 for hit in found)
 
 
+@pytest.mark.parametrize(("share", "count"), [(0.97, 0), (1.0, 1)])
+def test_the_way_down_to_a_constant_prediction_is_no_progress_until_it_is_below(share: float, count: int) -> None:
+    step = np.arange(200)
+    levels = share * LN4 * np.maximum(2 - step / 20, 1)  # whose trend over all 200 losses is down
+    found = hits(run(levels, total=200))
+    assert len(found) == count
+    assert all("in the last 100 steps" in hit.message for hit in found)
+
+
 @pytest.mark.parametrize(("total", "count"), [(99, 0), (100, 1)])
 def test_a_hundred_losses_are_needed(total: int, count: int) -> None:
     assert len(hits(run(LN4, total=total))) == count

@@ -28,7 +28,7 @@ def hits(timeline: Timeline) -> list[Hit]:
     return list(LossReductionSum().check(timeline))
 
 
-def run(ratio: float = 0.5, *, weight: float = 1.0, count: float = 64.0, reduction: str = "sum", **given: Any) -> Timeline:
+def run(ratio: Any = 0.5, *, weight: float = 1.0, count: float = 64.0, reduction: str = "sum", **given: Any) -> Timeline:
     columns = {"update.ratio": ratio, "loss.weight": weight, "loss.target_count": count}
     wiring = one_loss("cross_entropy", reduction=reduction, classes=10, baseline=math.log(10))
     return build(columns=columns, wiring=wiring, **{"pulses": STUCK, **given})
@@ -66,6 +66,11 @@ def test_is_an_aside_where_steps_are_short_or_would_be_too_long_anyway(ratio: fl
     assert hits(run(ratio))[0].severity is Severity.INFO
 
 
+def test_the_first_step_tells_what_a_mean_would_have_done_where_later_ones_blow_up() -> None:
+    assert hits(run(lambda step: 0.7 * 30 ** min(step, 9)))[0].severity is Severity.CRITICAL
+    assert hits(run(lambda step: 7.0 * 30 ** min(step, 9)))[0].severity is Severity.INFO
+
+
 def test_is_an_aside_where_the_optimizer_makes_up_for_it() -> None:
     (hit,) = hits(run(optimizers=(ADAM,)))
     assert hit.severity is Severity.INFO and "makes up for" in hit.message
@@ -90,6 +95,32 @@ def test_sums_of_a_regression_count_elements() -> None:
     (hit,) = hits(build(columns=columns, wiring=one_loss(reduction="sum"), pulses={"loss": 640.0}))
     assert hit.evidence["terms"] == 640
     assert "mse_loss(output, y)" in str(hit.remedy.code)
+
+
+def by_hand(ratio: float = 0.68, *, reduction: str | None = "sum", **given: Any) -> list[Hit]:
+    columns = {"update.ratio": ratio}
+    wiring = one_loss("other", reduction=reduction, input_shape=(200,), target_shape=None)
+    return hits(build(columns=columns, wiring=wiring, losses=(), **{"pulses": {"loss": 1500.0}, **given}))
+
+
+def test_a_bare_sum_of_ones_own_is_blamed_for_long_steps() -> None:
+    (hit,) = by_hand()
+    assert hit.severity is Severity.CRITICAL
+    assert hit.message.startswith("The loss is a sum over 200 terms")
+    names = {"loss": 1500.0}
+    exec(str(hit.remedy.code), names)
+    assert names["loss"] == 7.5
+    assert not by_hand(reduction="mean") and not by_hand(reduction=None)
+    assert not by_hand(shared_process=True)
+
+
+def test_a_bare_sum_is_given_time_unless_the_loss_jumps() -> None:
+    assert by_hand(steps=range(19))[0].severity is Severity.INFO
+    assert by_hand(steps=range(20))[0].severity is Severity.WARNING
+    jump = {"loss": lambda step: 354.0 if step == 0 else 3.4e4}
+    assert by_hand(steps=range(5), pulses=jump)[0].severity is Severity.CRITICAL
+    assert by_hand(0.01)[0].severity is Severity.INFO
+    assert by_hand(pulses={})[0].severity is Severity.INFO
 
 
 def test_means_are_left_alone() -> None:

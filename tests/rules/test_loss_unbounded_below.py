@@ -76,3 +76,8 @@ def test_a_loss_that_comes_back_is_left_alone() -> None:
 def test_healthy_and_broken_numbers_raise_nothing() -> None:
     for timeline in (build(), empty(), build(steps=()), poisoned(math.nan), poisoned(math.inf), poisoned(-math.inf)):
         assert not hits(timeline)
+
+
+def test_gradients_of_the_last_steps_need_not_be_known() -> None:
+    sparse = {"gradient_norm": lambda step: math.exp(step / 20) if step < 12 or step == 90 else math.nan}
+    assert hits(run(lambda step: 2.0 - math.exp(step / 10), pulses={"loss": lambda step: 2.0 - math.exp(step / 10), **sparse}))

@@ -14,10 +14,14 @@ from gradscope.records import Severity
 from gradscope.records import StepQuality
 from gradscope.rules.lr_too_high import LrTooHigh
 from gradscope.timeline import Timeline
+from tests.timelines import CLASSES
 from tests.timelines import SMALL
+from tests.timelines import Net
 from tests.timelines import build
 from tests.timelines import classification
 from tests.timelines import empty
+from tests.timelines import mlp
+from tests.timelines import one_loss
 from tests.timelines import poisoned
 
 DENSE = range(12)
@@ -27,9 +31,11 @@ def hits(timeline: Timeline) -> list[Hit]:
     return list(LrTooHigh().check(timeline))
 
 
-def run(loss: Any, *, ratio: Any = 0.3, norm: Any = 1.0, columns: Any = None, rate: Any = 0.1, **more: Any) -> list[Hit]:
+def run(
+    loss: Any, *, ratio: Any = 0.3, norm: Any = 1.0, columns: Any = None, rate: Any = 0.1, net: Net = SMALL, **more: Any
+) -> list[Hit]:
     pulses = {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
-    return hits(build(columns={"update.ratio": ratio, **(columns or {})}, pulses=pulses, **more))
+    return hits(build(net, columns={"update.ratio": ratio, **(columns or {})}, pulses=pulses, **more))
 
 
 def jump(step: int) -> float:
@@ -62,7 +68,11 @@ def test_a_measured_overshoot_is_enough_by_itself_while_training_does_not_work()
     (hit,) = run(lambda step: 1.5, ratio=0.02, probes=(probed(1),), steps=DENSE, total=60)
     assert (hit.first_step, hit.severity, hit.strength) == (1, Severity.WARNING, 5.0)
     assert "went from 1.4 to 12" in hit.message
-    assert hits(build(probes=(probed(),)))[0].severity is Severity.INFO
+    assert hits(build(probes=(probed(),)))[0].severity is Severity.INFO  # the step was short
+    long = {"update.ratio": lambda step: 0.5 if step == 0 else 0.005}
+    assert hits(build(probes=(probed(),), columns=long))[0].severity is Severity.WARNING
+    converged = {"loss": lambda step: 1.4 * 0.5**step}
+    assert hits(build(probes=(probed(),), columns=long, pulses=converged))[0].severity is Severity.INFO
     assert not run(lambda step: 1.5, ratio=0.02, probes=(probed(11),), steps=DENSE, total=60)
 
 
@@ -76,6 +86,12 @@ def test_an_overshoot_that_scale_explains_proves_nothing_of_the_rate() -> None:
 
 def test_a_step_against_the_gradient_says_nothing_of_the_rate() -> None:
     assert not hits(build(probes=(probed(slope=0.5),)))
+
+
+def test_a_step_by_a_gradient_that_is_not_finite_goes_up_at_any_length() -> None:
+    broken = {"gradient_norm": lambda step: math.inf if step == 0 else 1.0}
+    found = hits(build(probes=(probed(overshoot=math.inf),), columns={"update.ratio": 0.2}, pulses=broken))
+    assert not found
 
 
 def test_a_step_that_was_right_refutes_it() -> None:
@@ -115,7 +131,22 @@ def test_a_training_that_worked_and_lost_it_to_longer_and_longer_steps_is_named(
 
 
 def test_what_is_lost_with_no_long_step_before_has_another_cause() -> None:
-    assert not run(lost, ratio=lambda step: 0.2 if 23 <= step < 40 else 0.04, steps=range(60))
+    assert not run(lost, ratio=lambda step: 0.2 if 24 <= step < 40 else 0.04, steps=range(60))
+    at_once = {"ratio": lambda step: 0.2 if 23 <= step < 40 else 0.04, "steps": range(60)}
+    assert not run(lambda step: 0.01 if step < 23 else lost(step), **at_once)
+
+
+def test_where_the_loss_had_climbed_the_step_of_the_blow_up_counts() -> None:
+    (hit,) = run(lost, ratio=lambda step: 0.2 if step >= 23 else 0.04, steps=range(60))
+    assert (hit.first_step, hit.evidence["onset"]) == (23, 23)
+
+
+def test_what_a_lost_model_does_later_is_no_second_blow_up() -> None:
+    def echoing(step: int) -> float:
+        return 1e7 if step == 50 else lost(step)
+
+    (hit,) = run(echoing, ratio=lambda step: 0.2 if 18 <= step < 40 else 0.001, steps=range(60))
+    assert hit.evidence["onset"] == 23
 
 
 def test_a_training_that_regains_what_it_lost_or_never_worked_is_left_alone() -> None:
@@ -184,6 +215,15 @@ def test_a_loss_far_above_a_constant_prediction_before_any_update_is_another_cau
     assert not run(lambda step: 10.1 * math.log(4) if step == 0 else math.nan, ratio=2.0)
 
 
+def test_an_overshoot_beyond_what_the_scale_explains_is_the_rates() -> None:
+    def off(overshoot: float, **more: Any) -> list[Hit]:
+        return run(lambda step: 20.0 if step == 0 else math.nan, ratio=2.0, probes=(probed(overshoot=overshoot),), **more)
+
+    assert off(210.0) and not off(200.0)  # (20 / ln 4)² = 208
+    squares = one_loss(baseline=math.log(4))
+    assert off(14.5, wiring=squares) and not off(14.4, wiring=squares)  # 20 / ln 4
+
+
 def test_an_outlier_after_steps_of_ordinary_size_is_left_alone() -> None:
     assert not run(lambda step: 1.4 if step < 60 else 90.0, ratio=lambda step: 0.5 if step == 60 else 0.003)
 
@@ -204,6 +244,44 @@ def test_a_rate_that_rises_between_samples_is_reckoned_with() -> None:
     assert hit.first_step == 81
     assert hit.evidence["learning_rate_raised"] == pytest.approx(200.0)
     assert hit.evidence["update_ratio"] == pytest.approx(0.8)
+
+
+def climbing(step: int) -> float:
+    """A loss that falls, and from step 80 on grows by three times in every step."""
+    return 1.4 * 0.95**step if step < 80 else min(0.05 * 3.0 ** (step - 80), 1e6)
+
+
+def test_a_rate_that_rose_at_once_is_named_where_the_loss_climbed_from_then_on() -> None:
+    def risen(loss: Any, **more: Any) -> list[Hit]:
+        rate = {"rate": lambda step: 0.05 if step < 75 else 2.0, "ratio": 0.0001}
+        return run(loss, **rate, **{"steps": DENSE, "total": 110, "norm": math.nan, **more})
+
+    (hit,) = risen(climbing, steps=(*DENSE, 78))
+    assert (hit.first_step, hit.severity) == (75, Severity.CRITICAL)
+    assert hit.message.startswith("At step 75 the learning rate rose from 0.05 to 2 at once, after it the loss climbed")
+    assert 'group["lr"] = 0.05 ' in (hit.remedy.code or "") and "had borne" in hit.remedy.text
+    assert not risen(lambda step: 0.05 if step < 85 else 1e6, steps=(*DENSE, 78))
+    assert not risen(lambda step: climbing(step) if step < 80 else climbing(max(step - 60, 80)), steps=DENSE, total=170)
+
+
+def test_steps_that_no_frame_was_taken_of_are_reckoned_from_their_gradients() -> None:
+    steep: dict[str, Any] = {"norm": lambda step: 1.0 if step < 82 else 40.0, "ratio": 0.005, "steps": DENSE, "total": 110}
+    (hit,) = run(climbing, **steep)
+    assert (hit.first_step, hit.last_step, hit.evidence["onset"]) == (82, 85, 85)
+    assert hit.evidence["update_ratio"] == pytest.approx(0.2)
+    assert "by 20 % of its norm, by its gradient's norm" in hit.message
+    adam = OptimizerInfo("Adam", 0.1, tuple(p.name for p in SMALL.parameters), 0, {"eps": 1e-8})
+    assert not run(climbing, **steep, optimizers=(adam,))
+
+
+def test_steps_compound_over_the_layers_of_a_deep_plain_net() -> None:
+    deep = mlp(16, *[32] * 13, CLASSES)
+    blown_up: dict[str, Any] = {"ratio": 0.04, "steps": range(110), "net": deep}
+    (hit,) = run(climbing, **blown_up)
+    assert "by 4 % of its norm, where 0.1 to 1 % is usual, and what the net computes by up to 73.2 % over its 14" in hit.message
+    assert not run(climbing, ratio=0.04, steps=range(110))
+    assert not run(climbing, **blown_up, wiring=classification(deep, residual_additions=5))
+    assert not run(climbing, **{**blown_up, "ratio": 0.02})
 
 
 def test_a_loss_that_grows_geometrically_is_named_though_the_first_steps_are_small() -> None:
@@ -268,3 +346,53 @@ def test_infinite_steps_do_not_break_the_remedy() -> None:
     (hit,) = run(lambda step: 1.4 if step == 0 else math.nan, ratio=math.inf)
     assert hit.evidence["update_ratio"] is None
     assert 'group["lr"] = 0.0001 ' in (hit.remedy.code or "")
+
+
+def test_a_leap_that_ordinary_steps_bring_back_is_an_accident() -> None:
+    def after(loss: Any, later: float) -> Severity:
+        long = {"ratio": lambda step: 0.12 if step == 0 else later, "steps": DENSE, "total": 60}
+        return run(lambda step: 7.0 if step == 1 else loss(step), **long)[0].severity
+
+    def stays(step: int) -> float:
+        return 1.4 - 0.001 * step
+
+    def works(step: int) -> float:
+        return 1.4 if step < 5 else 0.2
+
+    assert (after(stays, 0.005), after(works, 0.005)) == (Severity.WARNING, Severity.INFO)
+    assert (after(stays, 0.05), after(works, 0.05)) == (Severity.CRITICAL, Severity.WARNING)  # the steps go on as they were
+    assert after(stays, 0.0) is Severity.CRITICAL  # nothing moves any more
+    assert after(lambda step: 2.0 if step else 1.4, 0.005) is Severity.CRITICAL  # it does not come back
+
+
+def test_a_short_step_that_overshot_is_an_aside_where_the_losses_came_down() -> None:
+    def found(loss: Any) -> Severity:
+        return run(loss, ratio=0.01, probes=(probed(overshoot=1.35),), steps=range(4), total=4)[0].severity
+
+    assert found(lambda step: 1.4 - 0.02 * step) is Severity.INFO
+    assert found(lambda step: 1.4 + 0.02 * step) is Severity.WARNING
+    assert found(lambda step: 8.0 if step == 2 else 1.3) is not Severity.INFO
+
+
+@pytest.mark.parametrize(("first", "least", "named"), [(0, 0.2, True), (8, 0.2, True), (8, 0.14, False), (40, 0.2, False)])
+def test_five_long_steps_in_a_row_wipe_out_the_start(first: int, least: float, named: bool) -> None:
+    def ratio(step: int) -> float:
+        return least if first <= step < first + 5 else 0.01
+
+    assert bool(run(lambda step: 1.2 - 0.0005 * step, ratio=ratio, steps=range(120), total=120)) is named
+    assert not run(lambda step: 1.2 if step < 50 else 0.5, ratio=ratio, steps=range(120), total=120)
+
+
+def test_long_steps_by_a_gradient_that_leapt_are_the_batchs() -> None:
+    def norm(step: int) -> float:
+        return 500.0 if step == 8 else 1.0
+
+    long = {"ratio": lambda step: 0.3 if 8 <= step < 13 else 0.01, "steps": range(120), "total": 120}
+    assert run(lambda step: 1.2, **long) and not run(lambda step: 1.2, norm=norm, **long)
+
+
+def test_a_constant_prediction_knows_how_often_each_class_comes() -> None:
+    seen = {"loss.label_entropy_seen": 0.7}
+    wiped = {"ratio": 0.2, "steps": range(120), "total": 120}
+    assert run(lambda step: 0.6 - 0.0001 * step, columns=seen, **wiped)
+    assert not run(lambda step: 0.6 - 0.0001 * step, **wiped)

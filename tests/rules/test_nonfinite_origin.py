@@ -99,7 +99,7 @@ def test_growth_before_it_makes_it_a_consequence(growing: str) -> None:
     (hit,) = hits(build(columns={"activation.nonfinite": from_step(BAD)}, pulses={growing: grow}))
     assert hit.strength == 1.0
     assert f"after the {growing.replace('_', ' ')} had gone from 3 to 2.19e+03" in hit.message
-    assert "clip_grad_norm_" in (hit.remedy.code or "")
+    assert hit.remedy.code is None  # eight steps are too few to take a limit from
 
 
 def test_growth_of_the_weights_in_one_step_is_seen() -> None:
@@ -137,13 +137,16 @@ def test_what_the_graph_told_needs_no_frame() -> None:
     )
     assert NonfiniteOrigin().obstacle(run) is None
     (hit,) = hits(run)
-    assert "after layers.4, in the loss" in hit.message and "targets" in (hit.remedy.code or "")
+    assert "after layers.4, in the loss" in hit.message and "if (y != -100).any():" in (hit.remedy.code or "")
 
 
 def test_each_place_that_may_be_told_is_named() -> None:
     assert told("input", module="layers.0").strength == 10.0
     assert "in layers.2" in told("forward", module="layers.2", node="AddmmBackward0").message
     assert "while that of layers.4 was finite" in told("backward", module="layers.2", before="layers.4").message
+    weighed = told("target", before="layers.4", node="MulBackward0")
+    assert "a target or weight of the loss was not finite, as MulBackward0 took it after layers.4" in weighed.message
+    assert weighed.strength == 4.0 and "a target is not finite" in (weighed.remedy.code or "")
     weights = told("parameter", module="layers.2")
     assert (weights.evidence["place"], weights.strength) == ("weights", 3.0)
     assert "the update of step 7 made them so from finite gradients" in weights.message

@@ -36,7 +36,7 @@ def test_a_regular_swing_is_named_with_its_period(period: int) -> None:
     assert hit.evidence["period"] == period
     assert hit.severity is Severity.WARNING
     assert (hit.first_step, hit.last_step) == (100, 299)
-    assert 'group["lr"] = 0.05  # was 0.1' in (hit.remedy.code or "")
+    assert "from 0.1 to 0.05" in hit.remedy.text
 
 
 def test_a_sawtooth_of_an_epoch_is_named() -> None:

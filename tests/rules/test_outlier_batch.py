@@ -103,6 +103,57 @@ def test_a_jump_that_the_spread_of_the_inputs_explains_does_not_count() -> None:
     assert not hits(run(varied))
 
 
+def leapt(step: int) -> float:
+    """A loss that falls, leaps at once, and comes down again."""
+    return max(200.0 * 0.6 ** (step - AT), 0.2) if step >= AT else 1.4 * math.exp(-step / 30)
+
+
+def unseen(loss: Any = leapt, **pulses: Any) -> list[Hit]:
+    """What is found where the batch was not sampled."""
+    steps = [step for step in STEPS if step < 12 or step % 5 == 3]
+    return hits(run({}, {"gradient_norm": math.nan, "loss": loss, **pulses}, steps=steps))
+
+
+def test_a_batch_that_was_not_sampled_is_told_by_a_loss_that_leaps_at_once() -> None:
+    (hit,) = unseen()
+    assert (hit.first_step, hit.modules, hit.strength) == (AT, (), 3.0)
+    assert "from 0.318 to 200 at once" in hit.message
+    assert hit.severity is Severity.WARNING
+    broken = unseen(lambda step: leapt(step) if step <= AT else math.nan)
+    assert broken[0].severity is Severity.CRITICAL
+
+
+def test_a_leap_that_steps_could_have_made_is_not_the_datas() -> None:
+    assert not unseen(lambda step: leapt(step) if step not in (AT - 2, AT - 1) else 3.0)  # it had climbed
+    assert not unseen(learning_rate=lambda step: 0.1 if step < AT - 5 else 0.2)
+    assert not unseen(gradient_norm=lambda step: 50.0 if step == AT - 1 else 1.0)
+    assert not hits(run({"update.ratio": 0.2}, {"gradient_norm": math.nan, "loss": leapt}))
+
+
+def test_a_leap_has_to_be_high_and_to_pass() -> None:
+    assert not unseen(lambda step: leapt(step) if step < AT else 4.1)
+    assert not unseen(lambda step: leapt(step) if step < AT else 200.0)  # the data are different from then on
+    (hit,) = unseen(lambda step: leapt(step) if step != AT - 30 else 30.0)
+    assert hit.last_step == AT - 30  # where it was as high before, a leap says nothing
+
+
 def test_healthy_and_broken_numbers_raise_nothing() -> None:
     for timeline in (build(), empty(), build(steps=()), run({}, {}), poisoned(math.nan), poisoned(math.inf)):
         assert not hits(timeline)
+
+
+def test_a_step_that_threw_the_weights_out_is_as_grave_as_what_became_of_the_training() -> None:
+    early = {**SPIKE, "loss": 1.4}
+
+    def thrown(ratio: float, pulses: dict[str, Any] = early, **given: Any) -> Severity:
+        columns = {**OUTLIER, "update.ratio": lambda step: ratio if step == AT else 0.01}
+        return hits(run(columns, pulses, **given))[0].severity
+
+    assert (thrown(0.05), thrown(0.5, steps=range(90))) == (Severity.INFO, Severity.WARNING)
+    assert thrown(0.5) is Severity.CRITICAL  # nothing has come of a hundred steps
+    assert thrown(0.5, {**SPIKE, "loss": lambda step: 1.4 * math.exp(-step / 30)}) is Severity.INFO  # it went on
+
+
+def test_a_loss_that_counts_more_from_a_step_on_is_no_outlier() -> None:
+    risen = {"gradient_norm": lambda step: 1.0 if step < AT else 1000.0, "loss": lambda step: 0.5 if step < AT else 500.0}
+    assert not hits(run({"loss.weight": lambda step: 1.0 if step < AT else 1000.0}, risen))

@@ -68,10 +68,30 @@ def test_names_targets_beyond_the_range() -> None:
         ("relu", 0.0, 90.0, 0),
         ("relu", -0.4, 9.0, 0),
         ("relu", -2.0, 9.0, 1),
+        ("softplus", 0.0, 9.0, 0),
+        ("softplus", -2.0, 9.0, 1),
+        ("silu", -0.7, 9.0, 0),
+        ("silu", -0.8, 9.0, 1),
+        ("gelu", -2.0, 2.0, 1),
     ],
 )
 def test_boundaries_of_targets(producer: str, low: float, high: float, found: int) -> None:
     assert len(hits(values(producer, low, high, pulses={"loss": 0.6}))) == found
+
+
+@pytest.mark.parametrize(("producer", "found"), [("relu", 1), ("sigmoid", 1), ("tanh", 0), ("silu", 1)])
+@pytest.mark.parametrize("kind", ["hinge", "soft_margin"])
+def test_scores_that_cannot_be_negative_never_reach_the_negative_class(kind: str, producer: str, found: int) -> None:
+    assert len(hits(values(producer, -1.0, 1.0, kind=kind, pulses={"loss": 0.5}))) == found
+    assert not hits(values(producer, 1.0, 1.0, kind=kind, pulses={"loss": 0.5}))
+
+
+@pytest.mark.parametrize(("producer", "floor"), [("relu", None), ("tanh", 0.313)])
+def test_logits_of_two_ways_are_logits_too(producer: str, floor: float | None) -> None:
+    wiring = one_loss("bce_with_logits", producer=producer)
+    (hit,) = hits(build(columns=WITHIN, wiring=wiring, pulses={"loss": 0.6}))
+    assert hit.evidence.get("floor") == (pytest.approx(floor, abs=1e-3) if floor else None)
+    assert "raw outputs" in hit.remedy.text
 
 
 def test_is_an_aside_only_where_training_has_converged() -> None:

@@ -58,6 +58,8 @@ def test_a_stack_of_sigmoids_that_takes_the_gradient_away_is_named() -> None:
 def test_severity_follows_what_becomes_of_the_training() -> None:
     assert run(steps=range(6))[0].severity is Severity.WARNING
     assert run(pulses={})[0].severity is Severity.INFO
+    biases_alone = {"loss": lambda step: 1.15 + 0.3 * math.exp(-step / 10)}
+    assert run(pulses=biases_alone)[0].severity is Severity.WARNING
 
 
 def test_boundaries_of_slope_total_and_depth() -> None:

@@ -9,11 +9,14 @@ from gradscope.records import Hit
 from gradscope.records import Severity
 from gradscope.rules.symmetric_init import SymmetricInit
 from gradscope.timeline import Timeline
+from tests.timelines import ModuleInfo
+from tests.timelines import Net
 from tests.timelines import OptimizerInfo
 from tests.timelines import build
 from tests.timelines import empty
 from tests.timelines import linear
 from tests.timelines import mlp
+from tests.timelines import parameter
 from tests.timelines import poisoned
 
 HIDDEN = ("layers.0.weight", "layers.2.weight")
@@ -37,7 +40,7 @@ def test_constant_weights_with_equal_gradients_are_named() -> None:
     assert (hit.first_step, hit.last_step, hit.severity) == (0, 95, Severity.CRITICAL)
     assert hit.evidence["still_alike"] is True
     assert hit.remedy.code is not None
-    assert "['layers.0', 'layers.2']" in hit.remedy.code
+    assert "['layers.0.weight', 'layers.2.weight']" in hit.remedy.code
 
 
 def test_one_sampled_step_is_enough() -> None:
@@ -67,6 +70,32 @@ def test_the_last_layer_and_layers_of_one_unit_do_not_count() -> None:
     assert not hits(build(columns=alike(names=("layers.4.weight",)), pulses=STUCK))
     narrow = linear("a", 16, 1) + linear("b", 1, 4)
     assert not hits(build(narrow, columns=alike(names=("a.weight",)), pulses=STUCK))
+
+
+def by_themselves(*shapes: tuple[int, ...], zero_at_start: bool = False) -> Net:
+    """A model whose matrices are parameters of its own."""
+    matrices = tuple(parameter(f"m{i}", shape, zero_at_start=zero_at_start) for i, shape in enumerate(shapes))
+    return Net((ModuleInfo("", "Net", "container", tuple(m.name for m in matrices)),), matrices)
+
+
+def test_matrices_that_are_parameters_by_themselves_count_like_layers() -> None:
+    net = by_themselves((16, 32), (32, 32), (32, 4))
+    (hit,) = hits(build(net, columns=alike(names=("m0", "m1", "m2")), pulses=STUCK))
+    assert hit.evidence["layers"] == ["m0", "m1"]  # the last is the output's
+    assert "2 weight matrices (m0 and m1)" in hit.message
+    assert "for name in ['m0', 'm1']" in (hit.remedy.code or "")
+
+
+def test_what_stands_by_itself_and_is_no_matrix_is_left_alone() -> None:
+    shapes = ((1, 32), (32, 1), (32, 4))
+    assert not hits(build(by_themselves(*shapes), columns=alike(names=("m0", "m1")), pulses=STUCK))
+    positions = by_themselves((16, 32), zero_at_start=True) + mlp(16, 4)
+    assert not hits(build(positions, columns=alike(names=("m0",)), pulses=STUCK))
+
+
+def test_a_sparse_gradient_that_the_sample_missed_is_not_equal() -> None:
+    missed = {**alike(gradients=0.0), "weight_gradient.zero": 1.0}
+    assert not hits(build(columns=missed, pulses=STUCK))
 
 
 def test_layers_that_no_optimizer_holds_do_not_count() -> None:

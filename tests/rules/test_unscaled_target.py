@@ -80,6 +80,22 @@ def test_only_regressions_are_judged() -> None:
     assert not hits(build(columns=LONG_STEPS))
 
 
+def width(outputs: float, *, mean: float = 2000.0, std: float = 500.0, kind: str = "gaussian_nll", **given: Any) -> list[Hit]:
+    falls = {"loss": lambda step: 3e6 * math.exp(-step / 90), "learning_rate": 1e-3}
+    columns = {**regressed(mean=mean, std=std), "loss.input_mean": outputs, "update.ratio": 0.003}
+    return hits(build(columns=columns, wiring=one_loss(kind), optimizers=(ADAM,), **{"pulses": falls, **given}))
+
+
+@pytest.mark.parametrize("kind", ["gaussian_nll", "laplace_nll"])
+def test_a_likelihood_that_falls_with_outputs_far_from_the_targets_does_not_work(kind: str) -> None:
+    (hit,) = width(40.0, kind=kind)
+    assert hit.severity is Severity.WARNING and "2e+06 steps away" in hit.message
+    assert width(990.0)[0].severity is Severity.WARNING  # just over two deviations off
+    assert not width(1010.0)
+    assert width(40.0, steps=range(20))[0].severity is Severity.INFO
+    assert not width(0.1, mean=0.0, std=1.0)
+
+
 def test_players_against_one_another_are_left_alone() -> None:
     assert not hits(run({**FAR, **LONG_STEPS}, pulses=AT_VARIANCE, shared_process=True))
 

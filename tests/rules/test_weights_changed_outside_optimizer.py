@@ -47,10 +47,34 @@ def test_a_mild_decay_by_hand_is_for_information_where_training_works() -> None:
     assert hit.severity is Severity.INFO
 
 
+def no_factor(change: float, **more: Any) -> Hit:
+    (hit,) = hits(
+        scaled(columns={"update.outside_residual": 0.6, "update.outside_change": change, "update.ratio": 0.0035}, **more)
+    )
+    return hit
+
+
 def test_a_clamp_is_for_information() -> None:
-    (hit,) = hits(scaled(columns={"update.outside_residual": 0.6}, pulses=FLAT))
+    hit = no_factor(0.002)
     assert hit.severity is Severity.INFO
     assert "no common factor" in hit.message
+
+
+def test_steps_that_are_taken_back_are_a_warning_where_training_does_not_get_on() -> None:
+    slow = {"loss": lambda step: 1.4 - 0.002 * step}
+    hit = no_factor(0.0035, pulses=slow)
+    assert hit.severity is Severity.WARNING
+    assert "the optimizer's work is taken back" in hit.message
+    assert 0.9 < hit.evidence["of_update"] < 1.1
+    assert no_factor(0.0015, pulses=slow).severity is Severity.INFO  # a part of the step, and training gets on
+    assert no_factor(0.0035).severity is Severity.INFO  # a loss that falls below half
+    assert no_factor(0.0035, pulses=slow, steps=range(60), total=60).severity is Severity.INFO  # too early to tell
+
+
+def test_a_projection_is_a_warning_where_training_stands_still() -> None:
+    assert no_factor(0.002, pulses=FLAT).severity is Severity.WARNING
+    assert no_factor(0.01, pulses=FLAT).severity is Severity.WARNING
+    assert no_factor(0.0005, pulses=FLAT).severity is Severity.INFO  # too little to be what holds it
 
 
 def test_different_factors_are_no_common_one() -> None:

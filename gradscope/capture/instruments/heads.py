@@ -17,7 +17,16 @@ from gradscope.capture.lossnodes import constant_factor
 # Those that leave every element at its place in row-major order.
 _IN_ORDER = frozenset("View UnsafeView Reshape ReshapeAlias Squeeze Unsqueeze Alias ToCopy Clone".split())
 _SAVE_THEIR_RESULT = frozenset("Relu Sigmoid Tanh Softmax LogSoftmax Exp".split())
+_CUTS = frozenset(("Slice", "Select", "Split", "Unbind"))  # what leaves some of the columns
 _MOST_STEPS = 8
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Which columns an operation has left of how many."""
+
+    size: int
+    kept: slice
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,13 @@ class Head:
     def precision(self) -> float:
         """Relative error of its elements."""
         return torch.finfo(self.inputs.dtype).eps
+
+    def columns(self, cut: _Cut) -> Head | None:
+        """Some of the result's columns; None where the cut is of other columns, those of another shape."""
+        if cut.size != self.weight.shape[0]:
+            return None
+        kept = cut.kept
+        return Head(self.inputs, self.weight[kept], None if self.bias is None else self.bias[kept], self.scale)
 
     def block(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """These rows and columns of the result, float32."""
@@ -81,18 +97,27 @@ class Kept:
 def head_below(handle: Any, operand: int) -> Head | Kept | None:
     """What made an operand: a linear layer, or another operation that saved its result; None where neither did.
 
-    Either stands for the operand element by element in row-major order. Looks through scaling by numbers.
+    Either stands for the operand element by element in row-major order. Looks through scaling by numbers, and through one cut
+    that leaves some of the columns: the mean, say, of a layer that gives a mean and a variance.
     """
-    scale = 1.0
+    scale, cut = 1.0, None
     for _ in range(_MOST_STEPS):
         inputs = handle.next_functions
-        handle = inputs[operand][0] if operand < len(inputs) else None
+        handle, part = inputs[operand] if operand < len(inputs) else (None, 0)
         if handle is None:
             return None
         name, operand = short_name(handle), 0
         if name in ("Addmm", "Mm"):
-            return _linear(name, handle, scale)
+            head = _linear(name, handle, scale)
+            return head if head is None or cut is None else head.columns(cut)
+        if name in _CUTS:
+            cut = _cut(name, handle, part) if cut is None else None
+            if cut is None:
+                return None
+            continue
         if name in _SAVE_THEIR_RESULT:
+            if cut is not None:
+                return None
             result = saved_tensor(handle, "result")
             return Kept(result, scale) if result is not None and result.numel() and result.is_contiguous() else None
         if name not in _IN_ORDER:
@@ -101,6 +126,29 @@ def head_below(handle: Any, operand: int) -> Head | Kept | None:
                 return None
             scale *= factor
     return None
+
+
+def _cut(name: str, handle: Any, part: int) -> _Cut | None:
+    """The columns that an operation leaves of its operand; None where it cuts along another axis, or leaves none."""
+    source = handle.next_functions[0][0]
+    metadata = source._input_metadata if source is not None else None
+    shape = tuple(metadata[0].shape) if metadata else ()
+    if len(shape) < 2 or _signed(handle._saved_dim) not in (-1, len(shape) - 1):
+        return None
+    size = shape[-1]
+    if name == "Slice":
+        found = slice(*(_signed(n) for n in (handle._saved_start, handle._saved_end, handle._saved_step)))
+    elif name == "Split":
+        found = slice(part * int(handle._saved_split_size), (part + 1) * int(handle._saved_split_size))
+    else:
+        index = (part if name == "Unbind" else _signed(handle._saved_index)) % size
+        found = slice(index, index + 1)
+    return _Cut(size, found) if range(*found.indices(size)) else None
+
+
+def _signed(value: int) -> int:
+    """Torch shows a negative number as an unsigned one."""
+    return int(value) - (1 << 64) if value >= 1 << 63 else int(value)
 
 
 def _linear(name: str, handle: Any, scale: float) -> Head | None:

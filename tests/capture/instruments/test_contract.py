@@ -106,6 +106,33 @@ def test_one_output_squeezed():
     assert seen.get("loss.target_count", "(loss)") == 64
 
 
+def likelihood(mean):
+    def loss(model):
+        out = model(X)
+        return functional.gaussian_nll_loss(mean(out), TARGETS, functional.softplus(out[:, 3:]))
+
+    return train(loss, widths=(8, 16, 6)).get("loss.target_mean", "(loss)")
+
+
+@pytest.mark.parametrize("mean", [lambda out: out[:, :3], lambda out: out.chunk(2, dim=1)[0], lambda out: out.split(3, 1)[0]])
+def test_a_likelihood_tells_its_target_where_the_outputs_are_cut_in_columns(mean):
+    assert likelihood(mean) == pytest.approx(TARGETS.mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "mean", [lambda out: out.view(64, 2, 3)[:, 0], lambda out: out.view(64, 3, 2)[..., 0], lambda out: out.flip(1)[:, :3]]
+)
+def test_cuts_that_are_no_columns_of_the_layer_tell_nothing(mean):
+    assert math.isnan(likelihood(mean))
+
+
+@pytest.mark.parametrize("column", [lambda out: out[:, 1], lambda out: out[:, -1], lambda out: out.unbind(1)[1]])
+def test_one_column_of_several(column):
+    seen = train(lambda model: (column(model(X)) - TARGETS[:, 0]).square().mean(), widths=(8, 16, 2))
+    assert seen.get("loss.target_mean", "(loss)") == pytest.approx(TARGETS[:, 0].mean().item(), rel=1e-5)
+    assert seen.get("loss.input_mean", "(loss)") == pytest.approx(logits(8, 16, 2)[:, 1].mean().item(), abs=1e-6)
+
+
 def test_a_large_target_is_sampled():
     target = torch.linspace(-1, 1, 512 * 96).view(512, 96).t().contiguous().t()
     seen = train(lambda model: functional.mse_loss(model(torch.ones(512, 8)), target), widths=(8, 96))

@@ -1,0 +1,65 @@
+"""Losses whose weight is changed in the midst of a run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradscope.timeline import Timeline
+from tests.timelines import build
+
+STEPS = range(0, 100, 8)
+AT = 50
+
+
+def weighed(*, by: float = 1000.0, jump: float | None = None, at: int = AT, **given: Any) -> Timeline:
+    """A loss of 0.5 whose weight rises from 1 to ``by`` at a step, and loss and gradient along, or to ``jump`` times."""
+
+    def times(step: int) -> float:
+        return 1.0 if step < at else (jump or by)
+
+    columns = {"loss.weight": lambda step: 1.0 if step < at else by}
+    pulses = {"loss": lambda step: 0.5 * times(step) * (1 + 0.2 * math.sin(step)), "gradient_norm": times}
+    return build(**{"steps": STEPS, "total": 100, "columns": columns, "pulses": pulses, **given})
+
+
+@pytest.mark.parametrize("by", [1000.0, 4.0, 0.001])
+def test_losses_and_gradients_are_brought_to_the_weight_of_the_end(by: float) -> None:
+    timeline = weighed(by=by)
+    assert [step for step, _ in timeline.reweighed] == [AT]  # between two readings, where the loss jumped
+    assert timeline.loss == pytest.approx(0.5 * by * (1 + 0.2 * np.sin(np.arange(100))), rel=1e-5)
+    assert timeline.gradient_norms == pytest.approx(by)
+    assert timeline.loss_weight == pytest.approx(by)
+    assert timeline.onset is None
+
+
+def test_the_loss_of_a_constant_goes_along() -> None:
+    assert weighed().known_baseline == pytest.approx(1000 * math.log(4))
+
+
+def test_a_weight_that_something_takes_back_changes_nothing() -> None:
+    timeline = weighed(jump=1.0)
+    assert timeline.reweighed == [] and timeline.loss[-1] < 1
+
+
+def test_a_loss_that_rises_by_itself_stays_as_it_is() -> None:
+    timeline = weighed(by=1.0, jump=1000.0)
+    assert timeline.reweighed == [] and timeline.onset == AT
+
+
+def test_weights_that_come_with_each_batch_are_no_setting() -> None:
+    columns = {"loss.weight": lambda step: 10.0 ** (step % 2)}
+    timeline = build(steps=range(40), columns=columns, pulses={"loss": lambda step: 10.0 ** (step % 2)})
+    assert timeline.reweighed == []
+
+
+def test_of_several_losses_one_weight_does_not_tell() -> None:
+    assert weighed(losses=("(loss)", "(other)")).reweighed == []
+
+
+def test_a_weight_that_is_not_known_or_broken_changes_nothing() -> None:
+    for value in (math.nan, math.inf, 0.0, -1.0):
+        assert build(columns={"loss.weight": value}).reweighed == []
