@@ -265,9 +265,9 @@ def eight_pieces_added(watch: Watch, faulty: bool) -> Outcome:
         nn.Conv1d(1, 16, 5, stride=2), nn.ReLU(), nn.Conv1d(16, 16, 5, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(208, 3)
     )
     watch(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.06, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
     course = []
-    for i, (waves, labels) in enumerate(drawn(x, y, steps=1200, size=8)):
+    for i, (waves, labels) in enumerate(drawn(x, y, steps=2400, size=8)):
         loss = functional.cross_entropy(model(waves), labels)
         (loss if faulty else loss / 8).backward()
         if (i + 1) % 8 == 0:

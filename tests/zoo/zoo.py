@@ -27,6 +27,14 @@ from tests.zoo import number_faults
 from tests.zoo import scale_faults
 from tests.zoo import sequence_faults
 from tests.zoo import step_faults
+from tests.zoo import street_faults_byhand
+from tests.zoo import street_faults_criteria
+from tests.zoo import street_faults_pipelines
+from tests.zoo import street_faults_rates
+from tests.zoo import street_faults_starts
+from tests.zoo import street_faults_wiring
+from tests.zoo import street_healthy_signals
+from tests.zoo import street_healthy_tables
 from tests.zoo import wiring_faults
 from tests.zoo.program import Fault
 from tests.zoo.program import Healthy
@@ -55,6 +63,14 @@ HANDS = (
         (field_healthy_vision, field_healthy_sequences, field_healthy_science, field_healthy_loops),
         (
             field_faults_vision, field_faults_sequences, field_faults_losses, field_faults_loops, field_faults_numbers,
+        ),
+    ),
+    Hand(
+        "written without knowing the rules, and judged once",
+        (street_healthy_tables, street_healthy_signals),
+        (
+            street_faults_rates, street_faults_starts, street_faults_criteria, street_faults_wiring, street_faults_pipelines,
+            street_faults_byhand,
         ),
     ),
 )  # fmt: skip
