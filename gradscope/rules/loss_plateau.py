@@ -31,9 +31,9 @@ class LossPlateau(Rule):
 
     Waits for 100 losses at the full learning rate. It speaks where there is no falling trend in the last 200 (Mann-Kendall)
     and no new minimum, and the loss is still at 80 % or more of what the best constant prediction gives (ln C for C classes,
-    the variance of the targets). A loss that has come down from far above to that level counts from 95 %; as long as it is not
-    below it, the way there is no progress, and the trend is that of the last 100. Where the level is not known, the loss has to
-    be within 2 % of where it started, after 200 steps.
+    the variance of the targets). A loss that has come down from far above to that level counts from 95 %; where it stays there,
+    not below it and at most a quarter above, the way there is no progress, and the trend is that of the last 100. Where the
+    level is not known, the loss has to be within 2 % of where it started, after 200 steps.
 
     ## Why it is bad
 
@@ -94,8 +94,10 @@ class LossPlateau(Rule):
     def _looked_back(self, timeline: Timeline) -> int:
         """Losses that must show no trend; fewer where it has come down to a constant prediction's, which is no progress."""
         baseline = timeline.known_baseline
-        down = baseline is not None and timeline.learning and timeline.last_loss >= self.guessed * baseline
-        return self.window if down else self.blind_window
+        if baseline is None or not timeline.learning:
+            return self.blind_window
+        there = self.guessed * baseline <= timeline.last_loss <= baseline / self.level
+        return self.window if there else self.blind_window
 
     def _reference(self, timeline: Timeline, flat: npt.NDArray[np.float64]) -> tuple[str, float] | None:
         """The level that the loss has not left, and what it is; None where it has."""

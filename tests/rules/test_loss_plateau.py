@@ -65,6 +65,11 @@ def test_the_way_down_to_a_constant_prediction_is_no_progress_until_it_is_below(
     assert all("in the last 100 steps" in hit.message for hit in found)
 
 
+def test_far_above_a_constant_prediction_the_way_down_is_progress() -> None:
+    step = np.arange(200)
+    assert not hits(run(3 * LN4 * np.maximum(2 - step / 20, 1), total=200))
+
+
 @pytest.mark.parametrize(("total", "count"), [(99, 0), (100, 1)])
 def test_a_hundred_losses_are_needed(total: int, count: int) -> None:
     assert len(hits(run(LN4, total=total))) == count
