@@ -123,11 +123,6 @@ PULSE_FIELDS = (
 )
 
 
-def spans_of(steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """How many steps each row of pulses stands for: from the row before it to its own."""
-    return np.maximum(np.diff(steps, prepend=steps[:1] - 1), 1)
-
-
 class Severity(IntEnum):
     """How bad a finding is: info is worth knowing, warning is likely harmful, critical wastes the training."""
 

@@ -22,11 +22,11 @@ from gradscope.records import ParameterInfo
 from gradscope.records import RunInfo
 from gradscope.records import Schema
 from gradscope.records import Site
-from gradscope.records import spans_of
 from gradscope.trends import falls
 from gradscope.trends import level_start
 from gradscope.trends import median_of
 from gradscope.trends import smoothed
+from gradscope.trends import spans_of
 from gradscope.weighing import changes
 from gradscope.weighing import factors
 

@@ -128,3 +128,8 @@ def median_of(values: Floats) -> float:
     """Median of the finite values; NaN where there is none."""
     finite = np.asarray(values)[np.isfinite(values)]
     return float(np.median(finite)) if len(finite) else float("nan")
+
+
+def spans_of(steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How many steps each row of pulses stands for: from the row before it to its own."""
+    return np.maximum(np.diff(steps, prepend=steps[:1] - 1), 1)

@@ -16,7 +16,7 @@ from gradscope.memory.thinning import outgrowing
 from gradscope.memory.thinning import ranked
 from gradscope.memory.thinning import thinned
 from gradscope.records import PULSE_FIELDS
-from gradscope.records import spans_of
+from gradscope.trends import spans_of
 
 Rows = npt.NDArray[np.float64]  # [steps, PULSE_FIELDS]
 

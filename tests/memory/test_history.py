@@ -11,7 +11,7 @@ from gradscope.memory.history import History
 from gradscope.memory.layout import Layout
 from gradscope.memory.pulses import fewer_pulses
 from gradscope.records import PULSE_FIELDS
-from gradscope.records import spans_of
+from gradscope.trends import spans_of
 
 SECONDS, OWN = PULSE_FIELDS.index("seconds"), PULSE_FIELDS.index("own_seconds")
 LAYOUT = Layout("net", ("activation.rms", "step.forwards", "update.ratio"), (3, 0, 2))

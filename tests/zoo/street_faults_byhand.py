@@ -10,6 +10,7 @@ from torch.nn import functional
 from tests.zoo.program import Fault
 from tests.zoo.program import Outcome
 from tests.zoo.program import Watch
+from tests.zoo.program import fit
 from tests.zoo.proofs import fact
 from tests.zoo.proofs import worse
 from tests.zoo.street_faults_starts import descend
@@ -190,16 +191,8 @@ def decay_of_adamw_in_adam(watch: Watch, faulty: bool) -> Outcome:
     """A weight_decay that AdamW takes times its rate, in Adam, which adds it to the gradient."""
     x, y = spirals()
     model = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
-    watch(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, weight_decay=0.3 if faulty else 0.0)
-    course = []
-    for points, labels in drawn(x, y, steps=400):
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(points), labels)
-        loss.backward()
-        optimizer.step()
-        course.append(loss.item())
-    return Outcome(tuple(course))
+    return fit(watch, model, drawn(x, y, steps=400), functional.cross_entropy, optimizer)
 
 
 PROGRAMS = (

@@ -10,6 +10,7 @@ from torch.nn import functional
 from tests.zoo.program import Fault
 from tests.zoo.program import Outcome
 from tests.zoo.program import Watch
+from tests.zoo.program import fit
 from tests.zoo.proofs import worse
 from tests.zoo.street_healthy_data import WORDS
 from tests.zoo.street_healthy_data import drawn
@@ -102,16 +103,8 @@ def forecaster_by_rmsprop(watch: Watch, faulty: bool) -> Outcome:
     """RMSprop at 0.3, which stands in a schedule where 0.003 was meant."""
     x, y = weather()
     model = Forecaster(nn.LSTM)
-    watch(model)
     optimizer = torch.optim.RMSprop(model.parameters(), lr=0.3 if faulty else 3e-3)
-    course = []
-    for series, following in drawn(x, y, steps=200):
-        model.zero_grad()
-        loss = functional.l1_loss(model(series), following)
-        loss.backward()
-        optimizer.step()
-        course.append(loss.item())
-    return Outcome(tuple(course))
+    return fit(watch, model, drawn(x, y, steps=200), functional.l1_loss, optimizer)
 
 
 def reader_without_warmup(watch: Watch, faulty: bool) -> Outcome:
@@ -139,32 +132,16 @@ def fine_tuned_too_fast(watch: Watch, faulty: bool) -> Outcome:
         adam.zero_grad()
         functional.cross_entropy(model(pictures), labels).backward()
         adam.step()
-    watch(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=4.0 if faulty else 0.04)
-    course = []
-    for pictures, labels in drawn(x, y, steps=200):
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(pictures), labels)
-        loss.backward()
-        optimizer.step()
-        course.append(loss.item())
-    return Outcome(tuple(course))
+    return fit(watch, model, drawn(x, y, steps=200), functional.cross_entropy, optimizer)
 
 
 def convnet_by_timid_descent(watch: Watch, faulty: bool) -> Outcome:
     """A rate of 0.00001 from a tutorial on fine-tuning, for a net that knows nothing yet."""
     x, y = stripes()
     model = lenet()
-    watch(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-5 if faulty else 0.1)
-    course = []
-    for pictures, labels in drawn(x, y, steps=300):
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(pictures), labels)
-        loss.backward()
-        optimizer.step()
-        course.append(loss.item())
-    return Outcome(tuple(course))
+    return fit(watch, model, drawn(x, y, steps=300), functional.cross_entropy, optimizer)
 
 
 def convnet_never_cleared(watch: Watch, faulty: bool) -> Outcome:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from tests.zoo.program import Fault
 from tests.zoo.program import Outcome
 from tests.zoo.program import Watch
+from tests.zoo.program import fit
 from tests.zoo.proofs import fact
 from tests.zoo.proofs import worse
 from tests.zoo.street_faults_rates import Forecaster
@@ -36,15 +37,7 @@ def head_replaced_too_late(watch: Watch, faulty: bool) -> Outcome:
     model[-1].weight.data.mul_(0.2)
     if not faulty:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    watch(model)
-    course = []
-    for pictures, labels in drawn(x, y, steps=300):
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(pictures), labels)
-        loss.backward()
-        optimizer.step()
-        course.append(loss.item())
-    return Outcome(tuple(course))
+    return fit(watch, model, drawn(x, y, steps=300), functional.cross_entropy, optimizer)
 
 
 class Listed(nn.Module):
@@ -68,16 +61,8 @@ def layers_in_a_plain_list(watch: Watch, faulty: bool) -> Outcome:
     """The hidden layers stand in a Python list, so model.parameters() does not know of them."""
     x, y = spirals()
     model = Listed(plain=faulty)
-    watch(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    course = []
-    for points, labels in drawn(x, y, steps=700):
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(points), labels)
-        loss.backward()
-        optimizer.step()
-        course.append(loss.item())
-    return Outcome(tuple(course))
+    return fit(watch, model, drawn(x, y, steps=700), functional.cross_entropy, optimizer)
 
 
 def optimizer_of_a_copy(watch: Watch, faulty: bool) -> Outcome:
@@ -118,15 +103,7 @@ def argmax_in_the_middle(watch: Watch, faulty: bool) -> Outcome:
     x, y = spirals()
     model = Routed(hard=faulty)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    watch(model)
-    course = []
-    for points, labels in drawn(x, y, steps=500):
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(points), labels)
-        loss.backward()
-        optimizer.step()
-        course.append(loss.item())
-    return Outcome(tuple(course))
+    return fit(watch, model, drawn(x, y, steps=500), functional.cross_entropy, optimizer)
 
 
 class Encoded(nn.Module):
@@ -229,15 +206,7 @@ def checked_before_training(watch: Watch, faulty: bool) -> Outcome:
     if not faulty:
         model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9)
-    watch(model)
-    course = []
-    for waves, labels in drawn(x, y, steps=200):
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(waves), labels)
-        loss.backward()
-        optimizer.step()
-        course.append(loss.item())
-    return Outcome(tuple(course))
+    return fit(watch, model, drawn(x, y, steps=200), functional.cross_entropy, optimizer)
 
 
 def validated_on_small_batches(watch: Watch, faulty: bool) -> Outcome:
