@@ -19,7 +19,6 @@ from gradscope.capture.modules import Slot
 from gradscope.capture.parameter_tables import columns as parameter_columns
 from gradscope.capture.parameters import ParameterProbe
 from gradscope.capture.pulses import is_loss_scale
-from gradscope.capture.shelf import Shelf
 from gradscope.capture.transfer import Mailbox
 from gradscope.records import HISTOGRAM_BINS
 from gradscope.records import STATISTICS
@@ -76,7 +75,6 @@ class FrameMaker:
         self._held: list[_HeldStep] = []
         self._made = 0
         self._histograms_at = 0  # frames after which histograms are due
-        self._shelf = Shelf()
         self._schema = Schema()
         self._types: dict[str, tuple[str, str | None]] = {}  # by module path: class, activation that takes its output
         self._limits: dict[Arena, torch.Tensor] = {}
@@ -128,7 +126,7 @@ class FrameMaker:
                 start, end = end, end + len(reading.tensors)
                 extra.update(reading.columns(arrays[start:end]))
             _unscale(columns, histograms, steps, arrays[end:])
-            self._deliver(self._frames(schema, steps, columns, extra, histograms))
+            self._deliver(_frames(schema, steps, columns, extra, histograms))
 
         self._mailbox.send([*tensors, *parameter_tables, *read, *scales], arrived)
         self._modules.let_go(len(steps), amid=amid)
@@ -157,22 +155,6 @@ class FrameMaker:
                 if with_histograms:
                     tensors.append(arena.histograms(steps - 1))
         return parts, tensors
-
-    def _frames(
-        self,
-        schema: Schema,
-        steps: Sequence[_HeldStep],
-        columns: dict[str, Array],
-        extra: dict[str, Array],
-        histograms: dict[str, Array],
-    ) -> list[Frame]:
-        """One frame for each step; the instruments' columns and the histograms are the last one's."""
-        placed = self._shelf.put(columns)
-        frames = [Frame(held.step, schema, {name: of[i] for name, of in placed.items()}) for i, held in enumerate(steps)]
-        if extra or histograms:
-            whole = {**frames[-1].columns, **self._shelf.put(extra)}
-            frames[-1] = Frame(steps[-1].step, schema, whole, self._shelf.put(histograms))
-        return frames
 
     def _current_schema(self, parameters: ParameterProbe, panel: Panel | None) -> Schema:
         last = self._schema
@@ -205,6 +187,20 @@ class FrameMaker:
     def _saturation(self, slot: Slot) -> tuple[float, float] | None:
         kind, activation = self._types.get(slot.site.path, ("", None))
         return _SATURATED_OUTPUT.get(kind) or _SATURATED_INPUT.get(activation or "")
+
+
+def _frames(
+    schema: Schema,
+    steps: Sequence[_HeldStep],
+    columns: dict[str, Array],
+    extra: dict[str, Array],
+    histograms: dict[str, Array],
+) -> list[Frame]:
+    """One frame for each step; the instruments' columns and the histograms are the last one's."""
+    frames = [Frame(held.step, schema, {name: of[i] for name, of in columns.items()}) for i, held in enumerate(steps)]
+    if extra or histograms:
+        frames[-1] = Frame(steps[-1].step, schema, {**frames[-1].columns, **extra}, histograms)
+    return frames
 
 
 def _tables(
