@@ -54,8 +54,10 @@ class EventWriter:
         """Bytes written so far, to all files."""
         return self._written
 
-    def write(self, event: Event) -> None:
-        """Append one event. Raises OSError where the file cannot take it whole; what was written before stays readable."""
+    def write(self, event: bytes) -> None:
+        """Append one ``Event``, as its bytes. Raises OSError where the file cannot take it whole; what was written before stays
+        readable.
+        """
         if self.silent:
             return
         with self._lock:
@@ -63,7 +65,7 @@ class EventWriter:
                 self.close()
             file = self._file or self._open()
             if self._size == 0:
-                self._append(file, Event(wall_time=time.time(), file_version="brain.Event:2"))
+                self._append(file, Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
             self._append(file, event)
 
     def close(self) -> None:
@@ -90,8 +92,8 @@ class EventWriter:
         taken = (_STAMP.match(name) for name in os.listdir(self._directory))
         return max([int(time.time()), *(int(match[1]) + 1 for match in taken if match)])
 
-    def _append(self, file: FileIO, event: Event) -> None:
-        record = framed(event.SerializeToString())
+    def _append(self, file: FileIO, event: bytes) -> None:
+        record = framed(event)
         written = 0
         try:
             written = file.write(record) or 0

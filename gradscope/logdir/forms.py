@@ -1,4 +1,4 @@
-"""Reads frames of a known form without parsing them: all frames of one schema differ only in their numbers.
+"""Reads and writes frames of a known form as bytes: all frames of one schema differ only in their numbers.
 
 A form is learnt from a frame that was parsed. It holds the bytes between the numbers; where those of another record are the
 same, its numbers stand in the same places. Where they are not, the record is parsed.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import chain
 from itertools import pairwise
+from itertools import zip_longest
 from typing import final
 
 import numpy as np
@@ -44,8 +46,16 @@ class FrameForm:
         lengths = [right - left for left, right in pairwise(edges)]
         self._pieces = struct.Struct("<" + "".join(f"{length}s" for length in lengths))
         self._between = self._pieces.unpack_from(body)[0::2]
+        self._columns = struct.Struct("<" + "".join(f"{length}s" for length in lengths[1::2]))
         names = [tag.split("/", 3)[3] for tag, _, _ in vectors]
         self._layout = Layout(vectors[0][0].split("/")[2], names, [length // 4 for length in lengths[1::2]])
+
+    def written(self, step: int, wall_time: float, numbers: bytes) -> bytes:
+        """A frame of this form, of nothing but these numbers: column after column, float32."""
+        head = struct.pack("<Bd", _WALL_TIME_KEY, wall_time)
+        at = bytes((_STEP_KEY,)) + _as_varint(step) if step else b""
+        body = b"".join(chain.from_iterable(zip_longest(self._between, self._columns.unpack(numbers), fillvalue=b"")))
+        return b"".join((head, at, bytes((_SUMMARY_KEY,)), _as_varint(len(body)), body))
 
     def read(self, payload: bytes, *, histograms: bool = True) -> tuple[int, Row] | None:
         """Step and columns of a frame of this form, or None where ``payload`` is anything else.
@@ -132,6 +142,14 @@ def _fields(data: bytes, at: int, stop: int) -> Iterator[tuple[int, int, int]]:
         if at > stop:
             raise ValueError
         yield key >> 3, first, at
+
+
+def _as_varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes((*found, number))
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

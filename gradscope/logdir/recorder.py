@@ -20,6 +20,8 @@ from tensorboard.compat.proto.summary_pb2 import SummaryMetadata
 from gradscope.logdir.codec import dumps
 from gradscope.logdir.events import ROTATE_AT
 from gradscope.logdir.events import EventWriter
+from gradscope.logdir.forms import FrameForm
+from gradscope.logdir.forms import learn
 from gradscope.logdir.summaries import HistogramSummaries
 from gradscope.logdir.summaries import histogram_metadata
 from gradscope.logdir.summaries import layout_metadata
@@ -48,7 +50,6 @@ FORMS_KEPT = 8
 SCHEMA_EVERY = 256  # frames after which the schema is written again, lest one damaged record take the rest with it
 
 Described = tuple[Summary.Value, Callable[[], SummaryMetadata]]
-Form = tuple[str, tuple[str, ...], tuple[str, ...]]
 
 
 @final
@@ -67,8 +68,8 @@ class Recorder:
         self._schema_text = ""
         self._digest = ""
         self._frames_to_schema = 0
-        # A frame's event is filled with the next one's numbers of its form: making a new one takes four times as long.
-        self._events: dict[Form, Event] = {}
+        # By schema and columns, once the current file describes them: making an event takes ten times as long.
+        self._forms: dict[tuple[str, tuple[str, ...]], FrameForm] = {}
         self._histograms = HistogramSummaries()
 
     @property
@@ -89,33 +90,27 @@ class Recorder:
                 self._write(0, [(text_value(META, text), own_metadata)])
 
     def frame(self, frame: Frame, scalars: Mapping[str, float]) -> None:
-        """One sampled step, as one record; ``scalars`` are points of TensorBoard's scalar charts, tag by tag."""
+        """One sampled step, as one record; ``scalars`` are points of TensorBoard's scalar charts, tag by tag, in another."""
         if self._writer.silent:
             return
         with self._lock:
             self._begin_file()
             self._announce(frame.schema)
-            event = self._filled(frame, scalars)
-            event.step = frame.step
-            event.wall_time = time.time()
-            tags = (f"{STATS}{self._digest}/{name}" for name in frame.columns)
-            if frame.histograms or not self._described.issuperset((*tags, *scalars)):
-                event = self._completed(event, frame, frozenset(scalars))
-            self._send(event)
+            form = self._forms.get((self._digest, tuple(frame.columns)))
+            if form is not None and not frame.histograms:
+                numbers = np.concatenate(list(frame.columns.values()), dtype="<f4").tobytes()
+                self._send(form.written(frame.step, time.time(), numbers))
+            else:
+                self._frame_in_full(frame)
+            if scalars:
+                self._points(frame.step, scalars)
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Points of TensorBoard's scalar charts that belong to no frame."""
         if self._writer.silent:
             return
         with self._lock:
-            self._begin_file()
-            if self._described.issuperset(scalars):
-                event = self._filled_points(scalars)
-                event.step = step
-                event.wall_time = time.time()
-                self._send(event)
-            else:
-                self._write(step, [(scalar_value(tag, number), scalar_metadata) for tag, number in scalars.items()])
+            self._points(step, scalars)
 
     def pulses(self, rows: npt.NDArray[np.float64]) -> None:
         """The pulses of some steps in order; [steps, len(PULSE_FIELDS)]."""
@@ -146,6 +141,7 @@ class Recorder:
         if not self._writer.at_start:
             return False
         self._described.clear()
+        self._forms.clear()
         self._schema = None
         first: list[Described] = [(layout_value(), layout_metadata)]
         if self._info is not None:
@@ -165,57 +161,30 @@ class Recorder:
             self._frames_to_schema = SCHEMA_EVERY
         self._frames_to_schema -= 1
 
-    def _filled_points(self, scalars: Mapping[str, float]) -> Event:
-        """The event that is kept for points of these charts, with their numbers."""
-        form = ("", (), tuple(scalars))
-        if form not in self._events:
-            self._keep(form, Event(summary=Summary(value=[scalar_value(tag, number) for tag, number in scalars.items()])))
-        event = self._events[form]
-        for value, number in zip(event.summary.value, scalars.values(), strict=True):
-            value.tensor.float_val[0] = number
-        return event
-
-    def _keep(self, form: Form, event: Event) -> None:
-        if len(self._events) >= FORMS_KEPT:
-            self._events.clear()
-        self._events[form] = event
-
-    def _filled(self, frame: Frame, scalars: Mapping[str, float]) -> Event:
-        """The event that is kept for frames of this form, with the frame's numbers."""
-        form = (self._digest, tuple(frame.columns), tuple(scalars))
-        event = self._events.get(form)
-        if event is None:
-            event = self._made(frame, scalars)
-            self._keep(form, event)
-            return event
-        values = iter(event.summary.value)
-        for column in frame.columns.values():
-            next(values).tensor.tensor_content = _float32(column).tobytes()
-        for number in scalars.values():
-            next(values).tensor.float_val[0] = number
-        return event
-
-    def _made(self, frame: Frame, scalars: Mapping[str, float]) -> Event:
-        columns = [array_value(f"{STATS}{self._digest}/{name}", _float32(column)) for name, column in frame.columns.items()]
-        points = [scalar_value(tag, number) for tag, number in scalars.items()]
-        event = Event()
-        event.summary.value.extend([*columns, *points])
-        return event
-
-    def _completed(self, filled: Event, frame: Frame, scalars: frozenset[str]) -> Event:
-        """A frame's event with its histograms, and with the metadata of what the file holds for the first time."""
-        event = Event()
-        event.CopyFrom(filled)
-        described: list[Described] = [
-            (value, scalar_metadata if value.tag in scalars else own_metadata) for value in event.summary.value
-        ]
+    def _frame_in_full(self, frame: Frame) -> None:
+        """With its histograms, and with the metadata of what the file holds for the first time."""
+        values = [array_value(f"{STATS}{self._digest}/{name}", _float32(column)) for name, column in frame.columns.items()]
+        bare = Event(step=frame.step, wall_time=time.time())
+        bare.summary.value.extend(values)
+        described: list[Described] = [(value, own_metadata) for value in values]
         bins = partial(own_metadata, bins=HISTOGRAM_BINS, lowest=HISTOGRAM_LOWEST)
         for kind, shares in frame.histograms.items():
             described.append((array_value(f"{HISTOGRAMS}{self._digest}/{kind}", shares.astype(np.float16)), bins))
         described += [(value, partial(histogram_metadata, kind)) for kind, value in self._histograms.values(frame)]
-        del event.summary.value[:]
-        event.summary.value.extend(self._describe(described))
-        return event
+        self._write(frame.step, described)
+        self._keep((self._digest, tuple(frame.columns)), bare)
+
+    def _keep(self, key: tuple[str, tuple[str, ...]], bare: Event) -> None:
+        """Remember the form of frames that need no description any more."""
+        form = learn(bare.SerializeToString()) if key not in self._forms else None
+        if form is not None:
+            if len(self._forms) >= FORMS_KEPT:
+                self._forms.clear()
+            self._forms[key] = form
+
+    def _points(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._begin_file()
+        self._write(step, [(scalar_value(tag, number), scalar_metadata) for tag, number in scalars.items()])
 
     def _describe(self, described: Iterable[Described]) -> list[Summary.Value]:
         values = []
@@ -229,14 +198,15 @@ class Recorder:
     def _write(self, step: int, described: Iterable[Described]) -> None:
         event = Event(wall_time=time.time(), step=step)
         event.summary.value.extend(self._describe(described))
-        self._send(event)
+        self._send(event.SerializeToString())
 
-    def _send(self, event: Event) -> None:
+    def _send(self, event: bytes) -> None:
         try:
             self._writer.write(event)
         except BaseException:
             # Nobody knows now which metadata the file holds; writing it again is harmless.
             self._described.clear()
+            self._forms.clear()
             self._schema = None
             raise
 

@@ -107,7 +107,7 @@ class Replay:
         learnable = event.step >= 0
         for value in event.summary.value:
             if value.metadata.plugin_data.plugin_name == PLUGIN:
-                _check_version(value.metadata.plugin_data.content)
+                check_version(value.metadata.plugin_data.content)
                 learnable = False
             if value.tag.startswith(STATS) or (value.tag.startswith(HISTOGRAMS) and self._with_histograms):
                 learnable &= self._take_column(frames, event.step, value)
@@ -154,12 +154,12 @@ class Replay:
     def _take_pulses(self, content: FileContent, value: Summary.Value) -> None:
         self.own = True
         if value.metadata.plugin_data.plugin_name == PLUGIN:
-            content.pulse_fields = _pulse_fields(value.metadata.plugin_data.content)
+            content.pulse_fields = pulse_fields(value.metadata.plugin_data.content)
         rows = array_of(value.tensor)
         if rows is None or rows.ndim != 2 or rows.shape[1] != len(content.pulse_fields) or rows.dtype != np.dtype("<f8"):
             self.faults["pulses that are not what their tag says"] += 1
             return
-        rows = _arranged(rows, content.pulse_fields)
+        rows = arranged(rows, content.pulse_fields)
         sound = (rows[:, 0] >= 0) & (rows[:, 0] < 2**53)
         if not sound.all():
             self.faults["a pulse without a step"] += int((~sound).sum())
@@ -210,7 +210,7 @@ def _facts(content: bytes) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _check_version(content: bytes) -> None:
+def check_version(content: bytes) -> None:
     version = _facts(content).get("version")
     if isinstance(version, int) and version > VERSION:
         raise LogdirError(
@@ -219,19 +219,19 @@ def _check_version(content: bytes) -> None:
         )
 
 
-def _pulse_fields(content: bytes) -> tuple[str, ...]:
+def pulse_fields(content: bytes) -> tuple[str, ...]:
     fields = _facts(content).get("fields")
     if not isinstance(fields, list) or "step" not in fields:
         return PULSE_FIELDS
     return tuple(str(name) for name in fields)
 
 
-def _arranged(rows: npt.NDArray[np.float64], fields: tuple[str, ...]) -> npt.NDArray[np.float64]:
+def arranged(rows: npt.NDArray[np.float64], fields: tuple[str, ...]) -> npt.NDArray[np.float64]:
     """The columns as PULSE_FIELDS has them; NaN where the record lacks one."""
     if fields == PULSE_FIELDS:
         return rows
-    arranged = np.full((len(rows), len(PULSE_FIELDS)), np.nan)
+    placed = np.full((len(rows), len(PULSE_FIELDS)), np.nan)
     for place, name in enumerate(fields):
         if name in PULSE_FIELDS:
-            arranged[:, PULSE_FIELDS.index(name)] = rows[:, place]
-    return arranged
+            placed[:, PULSE_FIELDS.index(name)] = rows[:, place]
+    return placed

@@ -129,7 +129,7 @@ def test_other_tools_events(tmp_path):
     writer = EventWriter(tmp_path)
     event = Event(step=1)
     event.summary.value.add(tag="reward", simple_value=1.0)
-    writer.write(event)
+    writer.write(event.SerializeToString())
     writer.close()
     next(tmp_path.iterdir()).rename(tmp_path / "events.out.tfevents.1.host")
     assert refused(report(tmp_path), "only other tools", "reward")
