@@ -41,6 +41,7 @@ from gradscope.version import __version__
 
 GROWTH_BETWEEN_JUDGEMENTS = 1.3  # frames must have grown by this factor before the rules look again; keeps their cost linear
 SHARE_FOR_JUDGING = 0.1  # of the budget, at most
+FIRST_JUDGING_SECONDS = 0.01  # what the first time takes, about: with a budget to keep, it is earned beforehand
 
 
 def attach(
@@ -120,7 +121,8 @@ class Scope:
         self._findings: dict[str, Finding] = {}
         self._called_back: set[str] = set()  # rules whose finding the user's callback has been given
         self._judge_at = 1
-        self._judge_from = 0.0  # on perf_counter's clock
+        earned_in = FIRST_JUDGING_SECONDS / (SHARE_FOR_JUDGING * info.budget)
+        self._judge_from = perf_counter() + earned_in if info.every is None else 0.0
         self._closed = False
         self._watch = Watch(model, info, self, include=include, exclude=exclude, guard=self._failed, probe=probe)
         self._archive.info(info)

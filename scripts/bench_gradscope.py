@@ -43,14 +43,14 @@ class Gradscope(Way):
         passed = perf_counter() - self._paused
         watch, archive = self._scope._watch, self._scope._archive
         watch._last_end += passed
-        if self._listener is not watch:
-            self._listener._last_end += passed  # type: ignore[attr-defined]
-            self._listener._began += passed  # type: ignore[attr-defined]
+        if watch._quiet is not None:
+            watch._quiet._last_end += passed
+            watch._quiet._began += passed
         watch._pulses._flushed += passed
         archive._flushed += passed
         self._scope._judge_from += passed
         if self._hooked:
-            watch._hooks.switch_on()
+            watch._hooks.switch_on(light=watch._hooks._light)
         self._loop.join(self._listener)
 
     def close(self, first: int) -> Told:

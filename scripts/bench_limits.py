@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bench_catalogue import OURS
 from bench_catalogue import WAYS
 from bench_figures import Result
+from bench_governor import Governed
 from bench_memory import MEGABYTE
 from bench_memory import Footprint
 from bench_trainings import CASES
@@ -25,11 +26,14 @@ LIMITS = {  # of the median step's processor time, for either of OURS
 }
 MOST_EXTRA = {"gpt-30m": 64 * MEGABYTE}
 TIMES_CHEAPER = {"gpt-5m": 10.0, "resnet": 10.0}  # at every step, than wandb
+BUDGET = 0.02
+OVER_BUDGET = 1.25  # times it that a whole run may cost
 AGREEMENT = 0.005  # between the account of the steps after the first ones and what was measured of them
 _LEAST_COST = 1e-4  # below which a cost is not to be told from none
 
 Results = Mapping[tuple[str, str, str], Result]  # by device, case and way
 Footprints = Mapping[tuple[str, str, str], Footprint]  # by device, case and "bare" or "watched"
+Governors = Mapping[tuple[str, str], Governed]  # by case and scenario
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Check:
     strict: bool = True
 
 
-def checks(results: Results, footprints: Footprints) -> Iterator[Check]:
+def checks(results: Results, footprints: Footprints, governed: Governors) -> Iterator[Check]:
     """Of times on the host alone, and of memory."""
     found = {(case, way): result for (device, case, way), result in results.items() if device == HOST}
     for case, way in found:
@@ -63,7 +67,17 @@ def checks(results: Results, footprints: Footprints) -> Iterator[Check]:
         apart = found[case, "budget"].told - found[case, "budget"].mean
         said = f"an account within {AGREEMENT:.3f} of the measured mean is wanted, {apart:+.3f} from it was told"
         yield Check(f"{_title(case, 'budget')}: {said}", abs(apart) <= AGREEMENT, strict=False)
+    yield from _budgets(governed)
     yield from _waits(footprints)
+
+
+def _budgets(governed: Governors) -> Iterator[Check]:
+    for (case, scenario), found in governed.items():
+        most, apart = 1 + OVER_BUDGET * BUDGET, found.told - found.mean
+        said = f"{CASES[case].title}, {scenario}: at most {most:.3f} is wanted, {found.mean:.3f} was measured"
+        yield Check(said, found.mean <= most, strict=False)
+        said = f"an account within {AGREEMENT:.3f} of that is wanted, {apart:+.3f} from it was told"
+        yield Check(f"{CASES[case].title}, {scenario}: {said}", abs(apart) <= AGREEMENT, strict=False)
 
 
 def _waits(footprints: Footprints) -> Iterator[Check]:

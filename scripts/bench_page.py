@@ -11,9 +11,12 @@ from pathlib import Path
 import torch
 from bench_catalogue import WAYS
 from bench_figures import Result
+from bench_governor import SCENARIOS
+from bench_governor import Governed
 from bench_limits import HOST
 from bench_limits import Check
 from bench_limits import Footprints
+from bench_limits import Governors
 from bench_limits import Results
 from bench_memory import MEGABYTE
 from bench_trainings import CASES
@@ -21,10 +24,18 @@ from bench_trainings import Case
 
 TIMES = "| training | bare step | watched by | median | 90 % | on the wall | mean | its account | first steps | its account |"
 MEMORY = "| training | bare | watched | more |"
+GOVERNED = "| training | run | steps | bare step | watched | its account |"
 DEVICE_MEMORY = "| training | bare | watched | more | waits a step, bare | watched |"
 
 
-def page(method: str, results: Results, footprints: Footprints, checks: Iterable[Check], turns: int | None) -> str:
+def page(
+    method: str,
+    results: Results,
+    footprints: Footprints,
+    governed: Governors,
+    checks: Iterable[Check],
+    turns: int | None,
+) -> str:
     devices = dict.fromkeys(device for device, *_ in (*results, *footprints))
     cases = dict.fromkeys(case for _, case, _ in (*results, *footprints))
     trainings = "\n".join(f"- {_described(CASES[case], turns or CASES[case].turns)}" for case in cases)
@@ -32,6 +43,7 @@ def page(method: str, results: Results, footprints: Footprints, checks: Iterable
     for device in devices:
         parts += ["## " + ("On the processor" if device == HOST else "On the accelerator")]
         parts += [_table(TIMES, times(results, device)), _memory(footprints, device)]
+    parts += _budget(governed)
     parts += ["## Limits", "\n".join(_checked(check) for check in checks), "## The trainings", trainings]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -60,6 +72,19 @@ def footprint_row(footprints: Footprints, device: str, case: str) -> str:
     if device != HOST:
         cells += [f"{bare.waits:.1f}", f"{watched.waits:.1f}"]
     return f"| {' | '.join(cells)} |"
+
+
+def governed_row(case: str, scenario: str, found: Governed) -> str:
+    told = (f"{found.steps:,}", f"{1000 * found.seconds:.1f} ms", f"**{found.mean:.3f}**", f"{found.told:.3f}")
+    return f"| {' | '.join((CASES[case].title, scenario, *told))} |"
+
+
+def _budget(governed: Governors) -> list[str]:
+    """The table of whole runs, and what its runs are; nothing without any."""
+    if not governed:
+        return []
+    rows = (governed_row(case, scenario, found) for (case, scenario), found in governed.items())
+    return ["## The budget", "\n".join(f"- {name}: {said}." for name, said in SCENARIOS.items()), _table(GOVERNED, rows)]
 
 
 def _memory(footprints: Footprints, device: str) -> str:

@@ -72,7 +72,7 @@ class Measured:
 
 def measure(plan: Plan) -> Measured:
     torch.set_num_threads(1)
-    bare, watched = _Side(plan), _Side(plan)
+    bare, watched = Side(plan), Side(plan)
     with tempfile.TemporaryDirectory() as folder:
         watched.attach(WAYS[plan.way].make, Path(folder))
         os.sched_setaffinity(0, {plan.core})  # this thread; helpers that were started before may use other cores
@@ -87,7 +87,7 @@ def measure(plan: Plan) -> Measured:
             return Measured(Pair(Stretch(), Stretch()), failure=f"{type(error).__name__}: {_first_sentence(str(error))}")
 
 
-def _first(plan: Plan, bare: _Side, watched: _Side) -> Pair:
+def _first(plan: Plan, bare: Side, watched: Side) -> Pair:
     """The steps at which gradscope looks closely, and some bare ones among them."""
     found: tuple[list[Stretch], list[Stretch]] = ([], [])
     for number, start in enumerate(range(0, plan.first, plan.turn)):
@@ -97,7 +97,7 @@ def _first(plan: Plan, bare: _Side, watched: _Side) -> Pair:
     return Pair(*map(_joined, found))
 
 
-def _turns(plan: Plan, bare: _Side, watched: _Side) -> Iterator[Pair]:
+def _turns(plan: Plan, bare: Side, watched: Side) -> Iterator[Pair]:
     chance = random.Random(plan.seed)
     for _ in range(plan.turns):
         if chance.random() < 0.5:
@@ -118,12 +118,13 @@ def _first_sentence(message: str) -> str:
 
 
 @final
-class _Side:
+class Side:
     """One of the two trainings, and what watches it."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, alter: Callable[[Training], Training] | None = None) -> None:
         torch.manual_seed(plan.seed)
-        self._training = CASES[plan.case].make().on(plan.device)
+        made = CASES[plan.case].make().on(plan.device)
+        self._training = made if alter is None else alter(made)
         self._steps = self._training.steps()
         self._on_host = plan.device == "cpu"
         self._way: Way = Unwatched()

@@ -8,6 +8,7 @@ import io
 import pickle
 import random
 import signal
+import subprocess
 import sys
 import warnings
 import weakref
@@ -66,13 +67,34 @@ def test_training_is_bit_identical_with_and_without(tmp_path, kind):
     bare = train(kind)
     for name, options in (("every", {"every": 1}), ("budget", {})):
         watched = train(kind, tmp_path / name, **options)
-        assert watched[0] == 30 if name == "every" else watched[0] >= 12
+        assert watched[0] == 30 if name == "every" else watched[0] >= 8
         assert watched[1] == bare[1]
         for key in bare[2]:
             assert torch.equal(watched[2][key], bare[2][key]), (key, name)
         for key, values in bare[3].items():
             assert all(torch.equal(watched[3][key][part], values[part]) for part in values), (key, name)
         assert watched[4] == bare[4]
+
+
+def test_what_is_imported_on_the_way_draws_no_random_number(tmp_path):
+    code = """
+import random, sys
+import torch
+model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
+optimizer = torch.optim.Adam(model.parameters())
+before = random.getstate()
+import gradscope
+scope = gradscope.attach(model, sys.argv[1])
+for _ in range(3):
+    optimizer.zero_grad()
+    model(torch.ones(2, 4)).square().mean().backward()
+    optimizer.step()
+str(scope.report())
+scope.close()
+assert random.getstate() == before
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # -- nothing is left
@@ -260,12 +282,15 @@ class Operations(TorchDispatchMode):
         frame = sys._getframe()
         while frame is not None:
             if "gradscope/capture/" in frame.f_code.co_filename:
-                if frame.f_code.co_name != "number_at_hand":  # asks whether the number is on the host before it reads it
+                if frame.f_code.co_name not in ON_THE_HOST:
                     self.found.append(func.overloadpacket._qualified_op_name)
                 break
             frame = frame.f_back
         return func(*args, **(kwargs or {}))
 
+
+# They read a number only once it is known to be on the host, and make a step on a few elements only where all are there.
+ON_THE_HOST = ("number_at_hand", "step_on")
 
 # Each makes the host wait for an accelerator: it needs a value, or a size that depends on values.
 WAITING = {

@@ -8,7 +8,6 @@ from typing import final
 
 import torch
 
-from gradscope.capture.sampling import ELEMENTS
 from gradscope.capture.sampling import GRID
 from gradscope.capture.sampling import MOST_BATCH
 from gradscope.capture.sampling import SAMPLES
@@ -18,10 +17,11 @@ from gradscope.records import HISTOGRAM_BINS
 from gradscope.records import HISTOGRAM_LOWEST
 
 _ONE = (1,)
+_index_select = torch.index_select  # bound once: between two operations every name that is looked up misses the caches
 _SMALLEST = 1e-38  # keeps a row of zeros from dividing by zero
-_TAME = (1e-15, 1e17)  # magnitudes whose squares neither vanish nor overflow in a sum of ELEMENTS
-_CHUNK_ON_CPU = 128  # rows: 512 KiB, which stay in the second cache while they are reduced
-_CHUNK_ELSEWHERE = 1024
+_TAME = (1e-15, 1e17)  # magnitudes whose squares neither vanish nor overflow in a row's sum
+_CHUNK_ON_CPU = 2**17  # elements: 512 KiB, which stay in the second cache while they are reduced
+_CHUNK_ELSEWHERE = 2**20
 _FEWEST_ROWS = 16
 _FIRST = range(1)
 
@@ -30,21 +30,22 @@ TENSOR_STATISTICS = ("mean", "rms", "absmax", "signal", "nonfinite", "zero", "sa
 
 @final
 class Arena:
-    """Rows of ELEMENTS float32 on one device, each with one place or more, so that a few steps can be held back.
+    """Rows of UNITS x ``samples`` float32 on one device, each with one place or more, so that a few steps can be held back.
 
     A row is filled by ``gather`` at the place that ``turn_to`` chose last, and stays there until it is filled again.
     """
 
-    def __init__(self, device: torch.device, *, places: int = 1) -> None:
+    def __init__(self, device: torch.device, *, places: int = 1, samples: int = SAMPLES) -> None:
         self.device = device
+        self._elements = samples * UNITS
         # Has room for more rows than are used.
-        self._memory = torch.zeros(places, 0, ELEMENTS, dtype=torch.float32, device=device)
+        self._memory = torch.zeros(places, 0, self._elements, dtype=torch.float32, device=device)
         self._views: list[list[torch.Tensor]] = [[] for _ in range(places)]
         self._grids: dict[int, list[torch.Tensor]] = {}  # by place: the same as GRID
         self._filled: list[list[bool]] = [[] for _ in range(places)]
         self._batches: list[list[int]] = [[] for _ in range(places)]
-        self._at_once = _CHUNK_ON_CPU if device.type == "cpu" else _CHUNK_ELSEWHERE
-        self._work = torch.empty(0, ELEMENTS, dtype=torch.float32, device="cpu")  # on the CPU alone
+        self._at_once = (_CHUNK_ON_CPU if device.type == "cpu" else _CHUNK_ELSEWHERE) // self._elements  # rows
+        self._work = torch.empty(0, self._elements, dtype=torch.float32, device="cpu")  # on the CPU alone
         self.turn_to(0)
 
     @property
@@ -71,22 +72,25 @@ class Arena:
     def _resize(self, room: int) -> None:
         old, used = self._memory, self.rows
         self._grids = {}
-        self._memory = torch.zeros(len(self._views), room, ELEMENTS, dtype=torch.float32, device=self.device)
+        self._memory = torch.zeros(len(self._views), room, self._elements, dtype=torch.float32, device=self.device)
         self._memory[:, :used] = old[:, :used]
         for place, views in enumerate(self._views):
             views[:] = [self._memory[place, row] for row in range(used)]
 
     def gather(self, row: int, tensor: torch.Tensor, block: Block) -> None:
         """Copy the block's elements of a detached strided tensor into a row: two or three operations, no layout copied."""
-        flat = tensor.as_strided(block.flat, _ONE)
-        if tensor.dtype is torch.float32:
-            torch.index_select(flat, 0, block.index, out=self._row[row])
+        self.select(row, tensor.as_strided(block.flat, _ONE), block)
+
+    def select(self, row: int, flat: torch.Tensor, block: Block) -> None:
+        """Copy the block's elements of a tensor's flat view into a row."""
+        if flat.dtype is torch.float32:
+            _index_select(flat, 0, block.index, out=self._row[row])
         else:
-            self._row[row].copy_(torch.index_select(flat, 0, block.index))
+            self._row[row].copy_(_index_select(flat, 0, block.index))
         self._batch[row] = block.batch
         self.filled[row] = True
 
-    def copy(self, rows: Sequence[int], views: list[torch.Tensor]) -> None:
+    def copy(self, rows: Sequence[int], views: tuple[torch.Tensor, ...]) -> None:
         """Copy views of the shape GRID into rows, all in one call."""
         place = self.place.start
         grids = self._grids.get(place)
@@ -112,10 +116,10 @@ class Arena:
         return [list(self._filled[place]) for place in places]
 
     def held(self, places: range) -> torch.Tensor:
-        """The rows at some places that follow one another, place after place: [places x rows, ELEMENTS]."""
+        """The rows at some places that follow one another, place after place: [places x rows, elements]."""
         if self.rows < self._memory.shape[1] and len(self._views) > 1:
             self._resize(self.rows)  # else the rows of several places would have to be copied together each time
-        return self._memory[places.start : places.stop, : self.rows].reshape(-1, ELEMENTS)
+        return self._memory[places.start : places.stop, : self.rows].reshape(-1, self._elements)
 
     def statistics(self, names: Sequence[str], limits: torch.Tensor | None, places: range = _FIRST) -> torch.Tensor:
         """These of TENSOR_STATISTICS of every row, float32 [names, places x rows], on the device. Waits for nothing.
@@ -138,9 +142,9 @@ class Arena:
         if x.device.type != "cpu":  # to ask whether the numbers are tame would wait for the device
             return _picked(names, _statistics(x, batch, limits))
         if len(self._work) < len(x):
-            self._work = torch.empty(len(x), ELEMENTS, dtype=torch.float32, device="cpu")
+            self._work = torch.empty(len(x), self._elements, dtype=torch.float32, device="cpu")
         work = self._work[: len(x)]
-        tops = x.view(-1, SAMPLES, UNITS).amax(1)
+        tops = x.view(-1, x.shape[1] // UNITS, UNITS).amax(1)
         absmax = torch.maximum(tops.amax(1), x.amin(1).neg_())
         if not _is_tame(absmax):
             return _picked(names, _statistics(x, batch, limits))
@@ -151,6 +155,11 @@ class Arena:
         """Share of each row's elements at one place by magnitude, float32 [rows, HISTOGRAM_BINS], on the device."""
         held = self.held(range(place, place + 1))
         return torch.cat([_histogram(held[start : start + self._at_once]) for start in range(0, len(held), self._at_once)])
+
+
+def flat_view(tensor: torch.Tensor, block: Block) -> torch.Tensor:
+    """The storage that a tensor's elements lie in, in which the block's offsets count."""
+    return tensor.as_strided(block.flat, _ONE)
 
 
 def _picked(names: Sequence[str], table: torch.Tensor) -> torch.Tensor:
@@ -178,7 +187,7 @@ def _tame_statistics(
     """
     none = torch.zeros_like(absmax)
     found = {"absmax": absmax, "nonfinite": none, "saturated": none}
-    found["rms"] = torch.linalg.vector_norm(x, 2, 1).mul_(ELEMENTS**-0.5)
+    found["rms"] = torch.linalg.vector_norm(x, 2, 1).mul_(x.shape[1] ** -0.5)
     if "mean" in names:
         found["mean"] = x.mean(1)
     if "zero" in names:
@@ -202,7 +211,7 @@ def _statistics(x: torch.Tensor, batch: tuple[int, ...], limits: torch.Tensor | 
     # Scaled by the largest magnitude, squares can neither overflow nor vanish.
     scale = finite.abs().amax(1).clamp_min_(_SMALLEST)
     scaled = finite / scale[:, None]
-    rms = torch.linalg.vector_norm(scaled, 2, 1) * scale / ELEMENTS**0.5
+    rms = torch.linalg.vector_norm(scaled, 2, 1) * scale / x.shape[1] ** 0.5
     work = torch.empty_like(x)
     nonfinite = torch.eq(torch.sub(x, x), 0, out=work).mean(1).neg_().add_(1)  # x - x is NaN where x is not finite
     zero = torch.eq(x, 0, out=work).mean(1)
@@ -210,7 +219,7 @@ def _statistics(x: torch.Tensor, batch: tuple[int, ...], limits: torch.Tensor | 
         saturated = torch.zeros_like(rms)
     else:
         saturated = torch.gt((x - limits[0, :, None]).abs_(), limits[1, :, None], out=work).mean(1)
-    active = torch.gt(x.view(-1, SAMPLES, UNITS).amax(1), 0, out=x.new_empty(len(x), UNITS))
+    active = torch.gt(x.view(-1, x.shape[1] // UNITS, UNITS).amax(1), 0, out=x.new_empty(len(x), UNITS))
     bits = (active.view(-1, 2, UNITS // 2) * _powers(x.device)).sum(2)
     signal = _signal(scaled, batch, work) * scale
     return torch.stack([finite.mean(1), rms, absmax, signal, nonfinite, zero, saturated, bits[:, 0], bits[:, 1]])
@@ -237,9 +246,9 @@ def _signal(x: torch.Tensor, batch: tuple[int, ...], work: torch.Tensor) -> torc
 def _signal_of(x: torch.Tensor, batch: int, work: torch.Tensor) -> torch.Tensor:
     if batch == 1:
         return x.new_full((len(x),), float("nan"))
-    groups = x.view(-1, batch, ELEMENTS // batch)
-    torch.sub(groups, groups.mean(1, keepdim=True), out=work.view(-1, batch, ELEMENTS // batch))
-    scale: float = (batch / (batch - 1) / ELEMENTS) ** 0.5
+    groups = x.view(-1, batch, x.shape[1] // batch)
+    torch.sub(groups, groups.mean(1, keepdim=True), out=work.view(groups.shape))
+    scale: float = (batch / (batch - 1) / x.shape[1]) ** 0.5
     norms: torch.Tensor = torch.linalg.vector_norm(work, 2, 1)
     return norms.mul_(scale)
 
@@ -255,7 +264,7 @@ def _histogram(x: torch.Tensor) -> torch.Tensor:
         counts = torch.bincount(places, minlength=size).float()
     else:  # bincount would wait for the device to learn the largest place
         counts = torch.zeros(size, device=x.device).scatter_add_(0, places.long(), torch.ones(x.numel(), device=x.device))
-    return counts.view(len(x), HISTOGRAM_BINS) / ELEMENTS
+    return counts.view(len(x), HISTOGRAM_BINS) / x.shape[1]
 
 
 def row_spread(x: torch.Tensor) -> torch.Tensor:
@@ -265,7 +274,7 @@ def row_spread(x: torch.Tensor) -> torch.Tensor:
     """
     finite = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
     absmax = finite.abs().amax(1)
-    scaled = (finite / absmax.clamp_min(_SMALLEST)[:, None]).view(-1, SAMPLES, UNITS)
-    squares = scaled.view(-1, ELEMENTS).square().sum(1)
+    scaled = (finite / absmax.clamp_min(_SMALLEST)[:, None]).view(-1, x.shape[1] // UNITS, UNITS)
+    squares = scaled.flatten(1).square().sum(1)
     rows, columns = ((scaled - scaled.mean(place, keepdim=True)).square_().sum((1, 2)) for place in (2, 1))
     return torch.minimum(rows, columns) / squares.clamp_min_(_SMALLEST)

@@ -55,7 +55,7 @@ class BlackBox:
             names = {id(p): name.rpartition(".")[0] for name, p in model.named_parameters()}
             nodes = {slot.node: slot.site.path for slot in self._modules.slots if slot.node >= 0}
             with torch.no_grad():
-                found = in_graph(Graph(loss), names, nodes, step)
+                found = _within(in_graph(Graph(loss), names, nodes, step), self._modules.given())
         self._found(self._keep(found or Origin(step, "loss", dtype=short_dtype(loss.dtype))))
 
     def gradients(self, step: int) -> None:
@@ -110,6 +110,13 @@ class BlackBox:
     def _keep(self, origin: Origin) -> Origin:
         self._origin = origin
         return origin
+
+
+def _within(found: Origin | None, given: Sequence[torch.Tensor]) -> Origin | None:
+    """What a module took is no input of the model's where the model was given finite numbers: it made the others itself."""
+    if found is None or found.place != "input" or not given or not all(is_finite(tensor) for tensor in given):
+        return found
+    return replace(found, place="between", before=None, node=None, largest=largest_finite(given))
 
 
 def _in_parameters(model: torch.nn.Module, step: int) -> Origin | None:

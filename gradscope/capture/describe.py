@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +19,7 @@ from gradscope.capture.losses import read_losses
 from gradscope.capture.modules import Slot
 from gradscope.capture.roles import describe_modules
 from gradscope.capture.roles import describe_parameters
+from gradscope.capture.strays import Strays
 from gradscope.capture.transfer import number_at_hand
 from gradscope.records import LossInfo
 from gradscope.records import ModuleInfo
@@ -24,6 +27,7 @@ from gradscope.records import OptimizerInfo
 from gradscope.records import Origin
 from gradscope.records import RunInfo
 from gradscope.records import StepQuality
+from gradscope.records import Stray
 from gradscope.records import Wiring
 
 _MOST_LOSSES = 8
@@ -37,6 +41,7 @@ class Description:
         self.info = info
         self._optimizers: dict[int, OptimizerInfo] = {}
         self._objects: dict[int, weakref.ref[Optimizer]] = {}
+        self._strays = Strays()
 
     @property
     def has_optimizer(self) -> bool:
@@ -80,36 +85,53 @@ class Description:
         """Where the run's first value that is not finite came from."""
         self.info = replace(self.info, origin=origin)
 
-    def graph(self, graph: Graph, model: torch.nn.Module, slots: Sequence[Slot], *, ungraded: Mapping[str, str]) -> bool:
+    def graph(
+        self,
+        graph: Graph,
+        model: torch.nn.Module,
+        slots: Sequence[Slot],
+        *,
+        ungraded: Mapping[str, str],
+        held: Callable[[], Collection[int]],
+        scale_seen: bool = False,
+    ) -> bool:
         """Read one loss's graph; whether it reaches any parameter of the model.
 
-        ``ungraded`` has the modules that ran without gradients, each with the one that took what came of them.
+        ``ungraded`` has the modules that ran without gradients, each with the one that took what came of them; ``held`` tells
+        by ``id`` which tensors any optimizer holds.
         """
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         reached = {names[id(leaf)] for leaf in graph.leaves() if id(leaf) in names}
         if not reached:
             return False
-        self._add_wiring(graph, reached)
+        self._add_wiring(graph, reached, scale_seen=scale_seen)
         self._add_followers(graph, slots)
         self._add_seen(model, slots)
         self._add_cuts(slots, ungraded)
+        self._add_strays(self._strays.look(graph, model, slots, held))
         return True
 
-    def _add_wiring(self, graph: Graph, reached: set[str]) -> None:
+    def _add_wiring(self, graph: Graph, reached: set[str], *, scale_seen: bool) -> None:
         old = self.info.wiring or Wiring()
         order = [parameter.name for parameter in self.info.parameters]
         all_reached = reached.union(old.reached)
         new = Wiring(
-            losses=_joined(old.losses, read_losses(graph)),
+            losses=_joined(old.losses, read_losses(graph, scale_seen=scale_seen)),
             broadcasts=tuple(dict.fromkeys((*old.broadcasts, *read_broadcasts(graph))))[:_MOST_LOSSES],
             residual_additions=max(old.residual_additions, graph.residual_additions()),
             norms=max(old.norms, graph.norms()),
             reached=tuple(name for name in order if name in all_reached),
             graphs=min(old.graphs + 1, 3),  # as many as matter: more would change the record at every reading
             cuts=old.cuts,
+            strays=old.strays,
         )
         if new != old:
             self.info = replace(self.info, wiring=new)
+
+    def _add_strays(self, strays: tuple[Stray, ...]) -> None:
+        wiring = self.info.wiring or Wiring()
+        if strays != wiring.strays:
+            self.info = replace(self.info, wiring=replace(wiring, strays=strays))
 
     def _add_followers(self, graph: Graph, slots: Sequence[Slot]) -> None:
         numbers = {slot.node: slot.site.path for slot in slots if slot.node >= 0 and slot.site.call == 0}

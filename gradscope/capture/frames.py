@@ -119,8 +119,7 @@ class FrameMaker:
             columns, histograms = _tables(schema, parts, arrays[: len(tensors)], len(steps), with_histograms=with_histograms)
             columns["activation.saturated"][:, ~can_saturate] = np.nan
             end = len(tensors) + len(parameter_tables)
-            weights, *others = arrays[len(tensors) : end]
-            columns.update(parameter_columns(weights, others[: len(steps)], others[len(steps) :], masks))
+            columns.update(parameter_columns(arrays[len(tensors) : end], masks))
             extra: dict[str, Array] = {}
             for reading in readings:
                 start, end = end, end + len(reading.tensors)

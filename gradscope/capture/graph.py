@@ -29,6 +29,7 @@ _ACTIVATIONS = {
 _NORMS = frozenset(
     "NativeBatchNorm CudnnBatchNorm MiopenBatchNorm BatchNorm NativeLayerNorm NativeGroupNorm FusedRmsNorm".split()
 )
+_LOGISTIC = (("Neg", "Mul"), ("Exp",), ("Add",), ("Reciprocal", "Div", "Pow"))  # 1 / (1 + exp(-x)), operation by operation
 _MOST_STEPS_DOWN = 6  # how far behind a layer its activation or norm is looked for
 
 
@@ -95,12 +96,23 @@ class Graph:
             takers = [self.nodes[i] for i in self.consumers[index]]
             norm = any(taker.name in _NORMS for taker in takers)
             activation = next((_ACTIVATIONS[taker.name] for taker in takers if taker.name in _ACTIVATIONS), None)
+            activation = activation or ("sigmoid" if self._is_logistic(index) else None)
             if norm or activation or len(takers) != 1:
                 return activation, norm
             if takers[0].name not in TRANSPARENT and takers[0].name not in _SCALING and not self._adds_leaf(takers[0]):
                 return None, False
             index = self.consumers[index][0]
         return None, False
+
+    def _is_logistic(self, index: int) -> bool:
+        """Whether a sigmoid that is written out takes the result: one over one plus exp, of its negative."""
+        path = [index]
+        for name in _LOGISTIC:
+            taker = next((i for i in self.consumers[path[-1]] if self.nodes[i].name in name), None)
+            if taker is None:
+                return False
+            path.append(taker)
+        return True
 
     def _adds_leaf(self, node: Node) -> bool:
         """Whether the node only adds a bias."""

@@ -63,6 +63,10 @@ class Holdings:
         count, names = self._held(optimizer)
         return count - len(names)
 
+    def held(self) -> set[int]:
+        """``id`` of each tensor that any optimizer of the process holds which has stepped."""
+        return {id(tensor) for optimizer in self._owned for tensor in tensors_of(optimizer)}
+
     def release(self) -> None:
         """Let go of the model's memory."""
         self._parameters = None

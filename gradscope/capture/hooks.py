@@ -22,6 +22,9 @@ from torch.utils.hooks import RemovableHandle
 
 After = Callable[[torch.nn.Module, Any, Any, Any], None]  # module, args, kwargs, output
 Before = Callable[[torch.nn.Module, Any], Any]  # module, args; what it returns, if anything, takes the place of args
+_Heard = tuple[Mapping[int, After], Mapping[int, Before], bool]
+_Afters = dict[int, tuple[After, ...]]
+_Befores = dict[int, tuple[Before, ...]]
 
 _is_tracing = torch._C._is_tracing  # bound once: between two operations every name that is looked up misses the caches
 
@@ -32,42 +35,60 @@ class ForwardHooks:
 
     def __init__(self, guard: Callable[[], None]) -> None:
         self._guard = guard  # called from an except clause: reports the failure and ends the watching
-        self._after: dict[int, tuple[After, ...]] = {}
-        self._before: dict[int, tuple[Before, ...]] = {}
-        self._by_listener: dict[object, tuple[Mapping[int, After], Mapping[int, Before]]] = {}
+        self._by_listener: dict[object, _Heard] = {}
+        self._tables: dict[bool, tuple[_Afters, _Befores]] = {}  # of all who listen, or of those alone who do on light steps
+        self._after: _Afters = {}
+        self._before: _Befores = {}
         self._forward: RemovableHandle | None = None  # the same for as long as this lives
         self._forward_pre: RemovableHandle | None = None
         self.on = False
+        self._light = False
         self._changed = False  # who listens, since the hooks were put there
         self.seconds = 0.0  # spent in here since the last ``start_step``
         self.calls = 0  # hooks that fired since then
 
-    def listen(self, listener: object, *, after: Mapping[int, After], before: Mapping[int, Before]) -> None:
-        """What one listener wants to hear from now on, by ``id`` of the module, in the place of what it wanted before."""
-        self._by_listener[listener] = (after, before)
-        self._after, self._before = {}, {}
-        for afters, befores in self._by_listener.values():
-            for key, call in afters.items():
-                self._after[key] = (*self._after.get(key, ()), call)
-            for key, first in befores.items():
-                self._before[key] = (*self._before.get(key, ()), first)
+    def listen(self, listener: object, *, after: Mapping[int, After], before: Mapping[int, Before], light: bool) -> None:
+        """What one listener wants to hear from now on, by ``id`` of the module, in the place of what it wanted before; on
+        ``light`` steps too or not.
+        """
+        self._by_listener[listener] = (after, before, light)
+        self._tables.clear()
         self._changed = True
         if self.on:
-            self.switch_on()
+            self.switch_on(light=self._light)
 
-    def switch_on(self) -> None:
-        """Be called from now on. Each hook keeps its number: for a new one torch's compiler would compile again."""
+    def switch_on(self, *, light: bool) -> None:
+        """Be called from now on. Each hook keeps its number, and stays whoever listens: for a new one torch's compiler would
+        compile again.
+        """
+        if self.on and not self._changed and light == self._light:
+            return
+        self._light = light
+        self._after, self._before = self._heard(light=light)
         if self.on and not self._changed:
             return
         self.on, self._changed = True, False
         if self._forward is None:
             self._forward = register_module_forward_hook(self._after_forward, with_kwargs=True)
         _put(self._forward, self._after_forward)
-        if self._before:
+        if self._heard(light=False)[1]:
             self._forward_pre = self._forward_pre or register_module_forward_pre_hook(self._before_forward)
             _put(self._forward_pre, self._before_forward)
         elif self._forward_pre is not None:
             self._forward_pre.remove()
+
+    def _heard(self, *, light: bool) -> tuple[_Afters, _Befores]:
+        """Who is called for which module."""
+        if light not in self._tables:
+            after: _Afters = {}
+            before: _Befores = {}
+            for afters, befores, always in self._by_listener.values():
+                for key, call in afters.items() if always or not light else ():
+                    after[key] = (*after.get(key, ()), call)
+                for key, first in befores.items() if always or not light else ():
+                    before[key] = (*before.get(key, ()), first)
+            self._tables[light] = (after, before)
+        return self._tables[light]
 
     def switch_off(self) -> None:
         self.on = False
@@ -85,8 +106,8 @@ class ForwardHooks:
         if self._forward is not None:
             _global_forward_hooks_with_kwargs.pop(self._forward.id, None)  # which a handle forgets to take back
         self._by_listener.clear()
-        self._after.clear()
-        self._before.clear()
+        self._tables.clear()
+        self._after, self._before = {}, {}
 
     def _after_forward(self, module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if is_dynamo_compiling():  # first of all, lest the compiler trace further and give up on the model

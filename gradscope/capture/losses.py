@@ -19,8 +19,8 @@ from gradscope.capture.graph import source_of
 from gradscope.capture.lossnodes import DIFFERENCES
 from gradscope.capture.lossnodes import FUSED
 from gradscope.capture.lossnodes import Found
-from gradscope.capture.lossnodes import constant_factor
 from gradscope.capture.lossnodes import find_losses
+from gradscope.capture.operands import constant_factor
 from gradscope.records import Broadcast
 from gradscope.records import LossInfo
 
@@ -39,11 +39,11 @@ _PRODUCERS = {
 }  # fmt: skip
 
 
-def read_losses(graph: Graph) -> tuple[LossInfo, ...]:
+def read_losses(graph: Graph, *, scale_seen: bool = False) -> tuple[LossInfo, ...]:
     """Every loss function near the root; one of kind "other" where none is recognised."""
     if not graph.nodes:
         return ()
-    found = [_described(loss) for loss in find_losses(graph.nodes[0].handle, most=_NEAR)]
+    found = [_described(loss) for loss in find_losses(graph.nodes[0].handle, most=_NEAR, scale_seen=scale_seen)]
     return tuple(dict.fromkeys(found)) or (_unknown(graph),)
 
 
@@ -122,9 +122,20 @@ def _broadcasts(graph: Graph) -> Iterator[Broadcast]:
         if blown_up.name != "Expand" and expanded.name == "Expand" and expanded.inputs[0] is not None:
             source = min(expanded.inputs[0], len(graph.nodes) - 1)
         operand, result = graph.nodes[source].shape, blown_up.shape
-        if len(result) == 2 and result[0] == result[1] > 1 and operand in ((result[0], 1), (result[0],)):
-            other = (result[0],) if operand == (result[0], 1) else (result[0], 1)
+        other = _other(operand, result)
+        written = len(result) > 2 and graph.nodes[source].name in _WRITTEN_AXES
+        if other is not None and not written:
             yield Broadcast(node=blown_up.name, left=operand, right=other, result=result)
+
+
+def _other(operand: tuple[int, ...], result: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape that has blown up ``operand`` to ``result``: (N,) of (N, 1), or (N, H, W) of (N, 1, H, W), or the other way
+    round; None where it was none of these.
+    """
+    if len(result) not in (2, 4) or not result[0] == result[1] > 1:
+        return None
+    flat, with_axis = result[1:], (result[0], 1, *result[2:])
+    return {flat: with_axis, with_axis: flat}.get(operand)
 
 
 def _broadcasts_by_hand(graph: Graph) -> Iterator[Broadcast]:
@@ -137,7 +148,7 @@ def _broadcasts_by_hand(graph: Graph) -> Iterator[Broadcast]:
             continue
         seen.add(place)
         node = graph.nodes[place]
-        if len(node.shape) != 2 or not node.shape[0] == node.shape[1] > 1 or node.name not in _ELEMENTWISE:
+        if len(node.shape) not in (2, 4) or not node.shape[0] == node.shape[1] > 1 or node.name not in _ELEMENTWISE:
             continue
         found = _stretched(graph, node)
         if found is not None:
@@ -151,11 +162,9 @@ def _stretched(graph: Graph, node: Node) -> Broadcast | None:
         return None
     side = 0 if node.inputs[0] is not None else 1
     operand = graph.nodes[min(node.inputs[side] or 0, len(graph.nodes) - 1)]
-    size = node.shape[0]
-    written = operand.shape == (size, 1) and operand.name in _WRITTEN_AXES
-    if operand.shape not in ((size, 1), (size,)) or written:
+    other = _other(operand.shape, node.shape)
+    if other is None or (len(operand.shape) > len(other) and operand.name in _WRITTEN_AXES):
         return None
-    other = (size,) if operand.shape == (size, 1) else (size, 1)
     if node.name == "Mul":
         target = saved_tensor(node.handle, "self" if side else "other")
         if target is None or own_shape(target) != other:

@@ -15,6 +15,11 @@ from gradscope.capture.graph import TRANSPARENT
 from gradscope.capture.graph import saved_tensor
 from gradscope.capture.graph import short_name
 from gradscope.capture.graph import source_of
+from gradscope.capture.operands import labels_of
+from gradscope.capture.operands import may_be_loss_scale
+from gradscope.capture.operands import one_operand
+from gradscope.capture.operands import operand
+from gradscope.capture.operands import shape_of
 from gradscope.capture.pulses import is_loss_scale
 from gradscope.capture.transfer import number_at_hand
 
@@ -30,6 +35,7 @@ _MARGINS = {
     "ClampMin": "hinge", "Clamp": "hinge", "Relu": "hinge", "Maximum": "hinge",
     "Softplus": "soft_margin", "LogSigmoid": "soft_margin",
 }  # fmt: skip
+_PICKED = frozenset(("Gather", "Index"))  # each sample's own class, of all
 _HANDED_ON = TRANSPARENT | frozenset("Select Stack Cat Unbind Where Index IndexSelect MaskedSelect MaskedFill".split())
 
 
@@ -60,7 +66,7 @@ class Found:
     @property
     def labelled(self) -> bool:
         """Whether the target holds class labels."""
-        return self.node in ("NllLoss", "NllLoss2D")
+        return self.node in ("NllLoss", "NllLoss2D", "Gather")
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class _Path:
     """What lies between the root and a node."""
 
     node: str
+    scale_seen: bool = False  # whether a GradScaler was at work before
     factor: float = 1.0
     scales: tuple[tuple[torch.Tensor, bool], ...] = ()
     reduction: str = "none"
@@ -77,9 +84,12 @@ class _Path:
     unknown: int = 0  # nodes on the way that losses are not made of
 
 
-def find_losses(root: Any, *, most: int) -> Iterator[Found]:
-    """Loss functions below ``root``, nearest first, whatever they were scaled with; looks at ``most`` nodes."""
-    queue: deque[tuple[Any, _Path]] = deque([(root, _Path(node=short_name(root)))])
+def find_losses(root: Any, *, most: int, scale_seen: bool = False) -> Iterator[Found]:
+    """Loss functions below ``root``, nearest first, whatever they were scaled with; looks at ``most`` nodes.
+
+    ``scale_seen`` is ``PulseMaker.scale_seen``.
+    """
+    queue: deque[tuple[Any, _Path]] = deque([(root, _Path(node=short_name(root), scale_seen=scale_seen))])
     seen = 0
     while queue and seen < most:
         handle, path = queue.popleft()
@@ -120,7 +130,9 @@ def _recognised(name: str, handle: Any, path: _Path) -> Found | None:
     if name in ("Pow", "Abs", "Mul"):
         return _compared(name, handle, path) or (_soft(handle, path) if name == "Mul" else None)
     if name == "Sub":
-        return _divergence(handle, path)
+        return _divergence(handle, path) or _likelihood(name, handle, path)
+    if name in _PICKED:
+        return _likelihood(name, handle, path)
     if name in _MARGINS:
         return _margin(name, handle, path)
     return _gaussian(handle, path) if name == "Add" else None
@@ -177,11 +189,11 @@ def _compared(name: str, handle: Any, path: _Path) -> Found | None:
 
 def _soft(handle: Any, path: _Path) -> Found | None:
     """Class probabilities times log-probabilities: cross_entropy with soft targets; target · (log target - input): kl_div."""
-    inner, target = _one_operand(handle)
+    inner, target = one_operand(handle)
     if inner is None or target is None or target.numel() < 2:
         return None
     name = short_name(inner)
-    if name == "LogSoftmax" and tuple(target.shape) == _shape(inner):
+    if name == "LogSoftmax" and tuple(target.shape) == shape_of(inner):
         entropy = _written_out("cross_entropy", handle, path)
         result = saved_tensor(inner, "result")
         source = source_of(inner, 0)
@@ -194,6 +206,34 @@ def _soft(handle: Any, path: _Path) -> Found | None:
     return None
 
 
+def _likelihood(name: str, handle: Any, path: _Path) -> Found | None:
+    """log_softmax(output) at each sample's class, or logsumexp(output) less the output there: cross_entropy.
+
+    Not where samples are weighed one by one, as a policy gradient weighs them with what their actions have brought.
+    """
+    if path.masked or path.learned or not math.isfinite(path.factor):
+        return None
+    if name == "Sub":
+        total, picked, sign = source_of(handle, 0), source_of(handle, 1), 1.0
+        picked = source_of(picked, 0) if picked is not None and short_name(picked) == "Select" else picked
+        if total is None or picked is None or short_name(total) != "Logsumexp" or short_name(picked) not in _PICKED:
+            return None
+        source = source_of(total, 0)
+        if source is None or source_of(picked, 0) is not source:
+            return None
+    else:
+        total, picked, sign = source_of(handle, 0), handle, -1.0
+        if total is None or short_name(total) != "LogSoftmax":
+            return None
+        source = source_of(total, 0)
+    labels = labels_of(picked)
+    found = replace(_written_out("cross_entropy", handle, path), factor=sign * path.factor, source=source)
+    result = saved_tensor(total, "result")
+    if labels is None or result is None or result.dim() != 2 or labels.numel() != len(result):
+        return found
+    return replace(found, node=short_name(picked), saved=result, target=labels, outputs=(total, 0))
+
+
 def _divergence(handle: Any, path: _Path) -> Found | None:
     """target · log target - target · input: kl_div; exp(input) - target · input: poisson_nll_loss."""
     if len(handle.next_functions) != 2:
@@ -201,8 +241,8 @@ def _divergence(handle: Any, path: _Path) -> Found | None:
     (left, _), (right, _) = handle.next_functions
     if right is None or short_name(right) != "Mul" or right.next_functions[0][0] is not None:
         return None
-    source, target = _one_operand(right)
-    if source is None or target is None or target.dim() < 1 or _shape(handle) != tuple(target.shape):
+    source, target = one_operand(right)
+    if source is None or target is None or target.dim() < 1 or shape_of(handle) != tuple(target.shape):
         return None
     if left is None:
         result = saved_tensor(source, "result")
@@ -235,8 +275,8 @@ def _margin(name: str, handle: Any, path: _Path) -> Found | None:
         below = next((source for source in operands if source is not None), None) if None in operands else None
     for _ in range(2):
         below = source_of(below, 0) if below is not None and short_name(below) == "Neg" else below
-    source, target = _one_operand(below) if below is not None else (None, None)
-    if source is None or target is None or target.numel() < 2 or tuple(target.shape) != _shape(below):
+    source, target = one_operand(below) if below is not None else (None, None)
+    if source is None or target is None or target.numel() < 2 or tuple(target.shape) != shape_of(below):
         return None
     if short_name(source) == "Neg":
         source = source_of(source, 0)
@@ -252,21 +292,6 @@ def _reduction(path: _Path) -> str:
     return "none" if path.masked else path.reduction
 
 
-def _one_operand(handle: Any) -> tuple[Any, torch.Tensor | None]:
-    """What made the one operand of a product that has a gradient, and the other."""
-    if short_name(handle) != "Mul" or len(handle.next_functions) != 2:
-        return None, None
-    (left, _), (right, _) = handle.next_functions
-    if (left is None) == (right is None):
-        return None, None
-    return source_of(handle, 0 if right is None else 1), saved_tensor(handle, "other" if right is None else "self")
-
-
-def _shape(handle: Any) -> tuple[int, ...]:
-    metadata = handle._input_metadata
-    return tuple(metadata[0].shape) if metadata else ()
-
-
 # -- the way from the root to a loss
 
 
@@ -277,11 +302,11 @@ def _below(name: str, handle: Any, path: _Path) -> list[tuple[Any, _Path]]:
         return _below_sum(name, handle, path, sources)
     if name == "Mul":
         pairs = zip(sources, ("other", "self"), strict=False)
-        path = replace(path, learned=path.learned or (None not in sources and _shape(handle) != ()))
-        return [(s, _times(path, _operand(handle, other), inverse=False)) for s, other in pairs if s is not None]
+        path = replace(path, learned=path.learned or (None not in sources and shape_of(handle) != ()))
+        return [(s, _times(path, operand(handle, other), inverse=False)) for s, other in pairs if s is not None]
     if name == "Div" and sources[0] is not None:
-        path = replace(path, learned=path.learned or (None not in sources and _shape(handle) != ()))
-        return [(sources[0], _times(path, _operand(handle, "other"), inverse=True))]
+        path = replace(path, learned=path.learned or (None not in sources and shape_of(handle) != ()))
+        return [(sources[0], _times(path, operand(handle, "other"), inverse=True))]
     if name == "Neg":
         path = replace(path, factor=-path.factor)
     elif name in ("Mean", "Sum"):
@@ -289,7 +314,7 @@ def _below(name: str, handle: Any, path: _Path) -> list[tuple[Any, _Path]]:
     elif name not in _HANDED_ON:
         if path.unknown == _MOST_UNKNOWN:
             return []
-        scalar = bool(handle._input_metadata) and not _shape(handle)  # as the root of a mean square is
+        scalar = bool(handle._input_metadata) and not shape_of(handle)  # as the root of a mean square is
         path = replace(path, factor=math.nan, unknown=path.unknown + (0 if scalar else 1))
     return [(source, path) for source in sources if source is not None]
 
@@ -325,14 +350,9 @@ def _reduced(name: str, handle: Any, path: _Path) -> _Path:
     if below is not None and short_name(below) in ("Stack", "Cat"):
         return path if name == "Sum" else replace(path, factor=path.factor / max(len(below.next_functions), 1))
     inner = handle.next_functions[0][0]
-    if inner is not None and math.prod(_shape(inner)) == 1:
+    if inner is not None and math.prod(shape_of(inner)) == 1:
         return path
     return replace(path, node=name, reduction="mean" if "mean" in (path.reduction, name.lower()) else "sum")
-
-
-def _operand(handle: Any, name: str) -> torch.Tensor | float | None:
-    value = getattr(handle, "_saved_other", None) if name == "other" and handle.name().endswith("1") else None
-    return float(value) if isinstance(value, int | float) else saved_tensor(handle, name)
 
 
 def _times(path: _Path, factor: torch.Tensor | float | None, *, inverse: bool) -> _Path:
@@ -344,26 +364,8 @@ def _times(path: _Path, factor: torch.Tensor | float | None, *, inverse: bool) -
     if value is None and isinstance(factor, torch.Tensor):
         return replace(path, scales=(*path.scales, (factor.detach().reshape(()), inverse)))
     value = math.nan if value is None else value
-    if isinstance(factor, torch.Tensor) and may_be_loss_scale(factor) and is_loss_scale(value):
+    if isinstance(factor, torch.Tensor) and may_be_loss_scale(factor) and is_loss_scale(value, seen=path.scale_seen):
         return path
     if not inverse:
         return replace(path, factor=path.factor * value)
     return replace(path, factor=path.factor / value if value else math.nan)
-
-
-def may_be_loss_scale(factor: torch.Tensor) -> bool:
-    """A GradScaler's is a float32 scalar; Python's numbers come as int64 and float64."""
-    return factor.dtype is torch.float32 and factor.dim() == 0
-
-
-def constant_factor(name: str, handle: Any) -> float | None:
-    """The number on the host that a node multiplies its operand with, if that is all it does."""
-    if name not in ("Mul", "Div") or handle.next_functions[0][0] is None:
-        return None
-    if len(handle.next_functions) > 1 and handle.next_functions[1][0] is not None:
-        return None
-    other = _operand(handle, "other")
-    value = number_at_hand(other) if other is not None else None
-    if value is None:
-        return None
-    return value if name == "Mul" else (1 / value if value else None)

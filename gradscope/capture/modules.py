@@ -28,6 +28,7 @@ from gradscope.capture.outputs import is_wrapped
 from gradscope.capture.outputs import largest
 from gradscope.capture.outputs import leaves
 from gradscope.capture.roles import role_of
+from gradscope.capture.sampling import SAMPLES
 from gradscope.capture.sampling import Axes
 from gradscope.capture.sampling import Block
 from gradscope.capture.sampling import block
@@ -35,15 +36,19 @@ from gradscope.records import Site
 
 MOST_CALLS = 4  # calls of one module in one forward pass that get sites of their own; later ones are not sampled
 MOST_INPUTS = 4
+MOST_SAMPLES = 2**14  # of a unit each in all modules' outputs of a step: 2 MiB, above which each is sampled more sparsely
 MOST_BLOCKS = 4096  # cached sets of offsets; sequence lengths that vary without end start it afresh
 
 # Bound once: between two operations of a training every name that is looked up costs a miss of the caches.
 _current_graph_task_id = torch._C._current_graph_task_id
+_set_grad_enabled = torch._C._set_grad_enabled
+_strided = torch.strided
+_weak = weakref.ref
 _last_dimension = frozenset({"linear", "embedding", "recurrent", "attention"})
 
 
 @final
-@dataclass
+@dataclass(slots=True)
 class _Watched:
     """A module that is watched, and where its calls stand in this forward pass."""
 
@@ -52,7 +57,8 @@ class _Watched:
     role: str
     batch_axis: int
     place: int  # among the model's modules, in the order of their definition
-    slots: list[Slot]
+    sites: list[Slot]  # one for each call
+    first: Slot | None  # of them
     generation: int = -1
     calls: int = 0
 
@@ -61,6 +67,9 @@ class _Watched:
 class Slot:
     """A site's rows: one for the output, one for its gradient; which device they lie on shows at the first call."""
 
+    __slots__ = ("_block", "_device", "_stride", "axes", "backward", "dtype", "forward", "generation", "node", "place", "role",
+                 "shape", "site")  # fmt: skip
+
     def __init__(self, site: Site, role: str, place: int) -> None:
         self.site = site
         self.role = role
@@ -68,36 +77,24 @@ class Slot:
         self.forward: tuple[Arena, int] | None = None
         self.backward: tuple[Arena, int] | None = None
         self.axes = Axes(None, None)  # of the output
+        self.shape: torch.Size | None = None  # of the last output that was sampled, and for which the block was made
+        self.dtype: torch.dtype | None = None
+        self._stride: tuple[int, ...] = ()
+        self._device: torch.device | None = None
         self._block: Block | None = None
-        self._layout: tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device] | None = None  # that the block was made for
         self.generation = -1  # of the forward pass whose output lies in the row
         self.node = -1  # sequence number of the autograd node that made the output, on steps whose graph is read
 
     def remember(self, tensor: torch.Tensor, block: Block) -> None:
-        self._layout = (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        self.shape, self._stride, self.dtype, self._device = tensor.shape, tensor.stride(), tensor.dtype, tensor.device
         self._block = block
 
-    @property
-    def shape(self) -> torch.Size | None:
-        """Of the last output that was sampled."""
-        return self._layout[0] if self._layout is not None else None
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        return self._layout[2] if self._layout is not None else None
-
-    def fits(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor can be sampled because it is just like the last one: asked at every call, and cheap."""
-        known = self._layout
-        if known is None or type(tensor) is not torch.Tensor or tensor.layout is not torch.strided or is_wrapped(tensor):
-            return False
-        return tensor.shape == known[0] and tensor.dtype is known[2] and tensor.device == known[3]
-
     def block_of(self, tensor: torch.Tensor) -> Block | None:
-        """The elements of a tensor that fits; None where it is laid out otherwise."""
-        known = self._layout
-        alike = known is not None and tensor.shape == known[0] and tensor.stride() == known[1]
-        return self._block if alike else None
+        """The elements of a tensor that is like the last one, and can then be sampled: asked at every call, and cheap."""
+        if type(tensor) is not torch.Tensor or tensor.layout is not _strided or is_wrapped(tensor):
+            return None
+        alike = tensor.shape == self.shape and tensor.stride() == self._stride and tensor.dtype is self.dtype
+        return self._block if alike and tensor.device == self._device else None
 
 
 @final
@@ -126,6 +123,7 @@ class ModuleProbe:
         self._backward_arenas: dict[torch.device, Arena] = {}
         self._input_arenas: dict[torch.device, Arena] = {}
         self._places = places  # steps that may be held back
+        self._samples = samples_for(sum(1 for _ in model.modules()))  # of each unit
         self._place = 0  # of the one that is being made
         self._generation = 0
         self.gradient_seen = False  # since the last ``start_step``
@@ -136,6 +134,7 @@ class ModuleProbe:
         self.cuts: dict[str, str] = {}  # module that ran without gradients -> the one with gradients that took what came of it
         self.slots: list[Slot] = []  # in execution order
         self.inputs: list[Slot] = []
+        self._given: list[weakref.ref[torch.Tensor]] = []  # what the model was given on the last sampled step
         self.keep_last = (
             False  # sample the last forward pass of a step, not the first: what came before may have been thrown away
         )
@@ -149,11 +148,13 @@ class ModuleProbe:
         for place, (path, module) in enumerate(model.named_modules()):
             if path and self._left_out(path):
                 continue
-            slots = known[path].slots if path in known else []
-            watched = _Watched(weakref.ref(module), path, role_of(module), _batch_axis(module), place, slots)
+            slots = known[path].sites if path in known else []
+            watched = _Watched(
+                weakref.ref(module), path, role_of(module), _batch_axis(module), place, slots, slots[0] if slots else None
+            )
             self._watched[id(module)] = watched
         heard = {key: partial(self._after_forward, watched) for key, watched in self._watched.items()}
-        self._hooks.listen(self, after=heard, before={})
+        self._hooks.listen(self, after=heard, before={}, light=True)
 
     def _left_out(self, path: str) -> bool:
         missing = self._include is not None and not self._include.search(path)
@@ -172,6 +173,7 @@ class ModuleProbe:
         self._place = place
         self.gradient_seen = False
         self._ungraded = {}
+        self._given = []
         for arena in self.arenas():
             arena.turn_to(place)
             arena.clear()
@@ -184,8 +186,8 @@ class ModuleProbe:
             arena.turn_to(0)
 
     def arenas(self) -> Iterator[Arena]:
-        for _, _, arenas in self.by_kind():
-            yield from arenas
+        for by_device in (self._input_arenas, self._forward_arenas, self._backward_arenas):
+            yield from by_device.values()
 
     def by_kind(self) -> Iterator[tuple[str, list[tuple[Arena, int] | None], list[Arena]]]:
         """Each kind of site with the rows of its slots, in their order, and the arenas that the rows lie in."""
@@ -196,14 +198,59 @@ class ModuleProbe:
     # -- hooks
 
     def _after_forward(self, watched: _Watched, module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """What most calls need stands here in one piece. Between two operations of a training, each function entered and each
+        object touched has to come back to the caches first, and takes three times as long as in a loop.
+        """
         if watched.module() is not module:
             return
-        if is_grad_enabled():
-            if self._ungraded:
-                self._note_cut(watched, args)
-            self._sample(watched, args, kwargs, output)
-        elif self.reading_graph:
-            self._note_ungraded(watched, output)
+        slot, generation = watched.first, self._generation
+        block = slot.block_of(output) if slot is not None and watched.generation != generation else None
+        usual = is_grad_enabled() and _current_graph_task_id() == -1 and not (self._ungraded or self.gradient_seen)
+        if block is None or slot is None or slot.forward is None or not usual or self._last() is output:
+            self._hear(watched, args, kwargs, output)
+            return
+        self._last, self._last_version = _weak(output), output._version
+        watched.generation, watched.calls, slot.generation = generation, 1, generation
+        arena, row = slot.forward
+        _set_grad_enabled(False)  # cheaper than to detach every tensor
+        try:
+            arena.gather(row, output, block)
+        finally:
+            _set_grad_enabled(True)
+        node = output.grad_fn
+        if node is not None:
+            if self.reading_graph:
+                slot.node = node._sequence_nr()
+            _hang(output, node, _GradientHook(self, slot, generation))
+        if watched.path == "":
+            self._end_pass(args, kwargs)
+
+    def _hear(self, watched: _Watched, args: Any, kwargs: Any, output: Any) -> None:
+        """The same, whatever the call is like."""
+        if not is_grad_enabled():
+            if self.reading_graph:
+                self._note_ungraded(watched, output)
+            return
+        if self._ungraded:
+            self._note_cut(watched, args)
+        # Inside a backward pass a forward is a checkpoint's recompute: it is sampled only where the first could not be.
+        recompute = _current_graph_task_id() != -1
+        if self.gradient_seen and not recompute:
+            if not self.keep_last:
+                return  # a later micro-batch of the same step
+            self._generation += 1
+            self.gradient_seen = False
+        if watched.generation != self._generation:
+            watched.generation, watched.calls = self._generation, 0
+        tensor = output if type(output) is torch.Tensor else largest(output)
+        if tensor is not None and not (self._last() is tensor and self._last_version == tensor._version):
+            self._take(watched, tensor, recompute)  # else a container hands on its child's tensor
+        if watched.path == "" and not recompute:
+            self._end_pass(args, kwargs)
+
+    def _end_pass(self, args: Any, kwargs: Any) -> None:
+        self._take_inputs(args, kwargs)
+        self._generation += 1
 
     def _note_ungraded(self, watched: _Watched, output: Any) -> None:
         if watched.path == "":
@@ -223,41 +270,26 @@ class ModuleProbe:
             if last is not None and (taken is last or whole is last) and not taken.requires_grad:
                 self.cuts.update(dict.fromkeys(ran, watched.path))
 
-    def _sample(self, watched: _Watched, args: Any, kwargs: Any, output: Any) -> None:
-        # Inside a backward pass a forward is a checkpoint's recompute: it is sampled only where the first could not be.
-        recompute = _current_graph_task_id() != -1
-        if self.gradient_seen and not recompute:
-            if not self.keep_last:
-                return  # a later micro-batch of the same step
-            self._generation += 1
-            self.gradient_seen = False
-        if watched.generation != self._generation:
-            watched.generation, watched.calls = self._generation, 0
-        tensor = output if type(output) is torch.Tensor else largest(output)
-        if tensor is not None:
-            self._take(watched, tensor, recompute)
-        if watched.path == "" and not recompute:
-            self._take_inputs(args, kwargs)
-            self._generation += 1
-
     def _take(self, watched: _Watched, tensor: torch.Tensor, recompute: bool) -> None:
-        if self._last() is tensor and self._last_version == tensor._version:
-            return  # a container that hands on its child's tensor
         call = watched.calls
-        slot = watched.slots[call] if call < len(watched.slots) else None
-        if slot is None or not slot.fits(tensor):
+        slot = watched.sites[call] if call < len(watched.sites) else None
+        block = slot.block_of(tensor) if slot is not None else None
+        if block is None:
             if not can_be_sampled(tensor):
                 return
             slot = self._slot(watched, call, recompute) if call < MOST_CALLS else None
-        self._last, self._last_version = weakref.ref(tensor), tensor._version
+        self._last, self._last_version = _weak(tensor), tensor._version
         watched.calls = call + 1
         if slot is None:
             return
         if recompute and slot.generation >= self._generation - 1 and slot.forward and slot.forward[0].filled[slot.forward[1]]:
             return
-        detached = tensor.detach()
         arena, row = slot.forward or self._first_time(slot, tensor)
-        arena.gather(row, detached, slot.block_of(detached) or self._learn(slot, watched, detached))
+        _set_grad_enabled(False)  # as gradients are on: cheaper than to detach every tensor
+        try:
+            arena.gather(row, tensor, block or self._learn(slot, watched, tensor))
+        finally:
+            _set_grad_enabled(True)
         slot.generation = self._generation
         node = tensor.grad_fn
         if node is None:
@@ -267,10 +299,11 @@ class ModuleProbe:
         _hang(tensor, node, _GradientHook(self, slot, self._generation))
 
     def _slot(self, watched: _Watched, call: int, recompute: bool) -> Slot:
-        if call < len(watched.slots):
-            return watched.slots[call]
+        if call < len(watched.sites):
+            return watched.sites[call]
         slot = Slot(Site(watched.path, call), watched.role, watched.place)
-        watched.slots.append(slot)
+        watched.sites.append(slot)
+        watched.first = watched.sites[0]
         # Checkpoints are recomputed last to first: what shows only then stands where its definition does.
         later = (i for i, other in enumerate(self.slots) if recompute and other.place > slot.place)
         self.slots.insert(next(later, len(self.slots)), slot)
@@ -283,37 +316,50 @@ class ModuleProbe:
 
     def _new_row(self, arenas: dict[torch.device, Arena], device: torch.device) -> tuple[Arena, int]:
         if device not in arenas:
-            arenas[device] = Arena(device, places=self._places)
+            arenas[device] = Arena(device, places=self._places, samples=self._samples)
             arenas[device].turn_to(self._place)
         return arenas[device], arenas[device].add_row()
 
-    def take_gradient(self, slot: Slot, generation: int, gradient: torch.Tensor) -> None:
+    def take_gradient(self, slot: Slot, gradient: torch.Tensor) -> None:
         """Called by the hook on an output tensor, inside the backward pass."""
         held = slot.backward
-        if slot.generation != generation or held is None or not self._hooks.on:
+        if held is None or not self._hooks.on:
             return
         started = perf_counter()
         try:
             self.gradient_seen = True
-            if slot.fits(gradient) or (can_be_sampled(gradient) and gradient.device == held[0].device):
+            block = slot.block_of(gradient)
+            if block is not None or (can_be_sampled(gradient) and gradient.device == held[0].device):
                 detached = gradient.detach() if gradient.requires_grad else gradient
-                held[0].gather(held[1], detached, slot.block_of(detached) or self._gradient_block(slot, detached))
+                held[0].gather(held[1], detached, block or self._cached(detached, slot.axes))
         except Exception:
             self._guard()
         self._hooks.calls += 1
         self._hooks.seconds += perf_counter() - started
 
     def _take_inputs(self, args: Any, kwargs: Any) -> None:
-        tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and can_be_sampled(leaf)]
+        plain = len(args) == 1 and not kwargs and type(args[0]) is torch.Tensor  # the rule
+        given = args if plain else leaves((args, kwargs))
+        tensors = [leaf for leaf in given if isinstance(leaf, torch.Tensor) and can_be_sampled(leaf)]
+        self._given = [_weak(tensor) for tensor in tensors]
         for place, tensor in enumerate(tensors[:MOST_INPUTS]):
             if place == len(self.inputs):
                 self.inputs.append(Slot(Site("(input)", place), "input", place))
                 self.inputs[place].forward = self._new_row(self._input_arenas, tensor.device)
-            held = self.inputs[place].forward
+            slot = self.inputs[place]
+            held = slot.forward
             if held is not None and held[0].device == tensor.device:
-                detached = tensor.detach()
-                axes = axes_of(detached.shape, 1 if detached.dim() > 3 else detached.dim() - 1, 0)
-                held[0].gather(held[1], detached, self._cached(detached, axes))
+                held[0].gather(held[1], tensor.detach(), slot.block_of(tensor) or self._input_block(slot, tensor))
+
+    def _input_block(self, slot: Slot, tensor: torch.Tensor) -> Block:
+        slot.axes = axes_of(tensor.shape, 1 if tensor.dim() > 3 else tensor.dim() - 1, 0)
+        slot.remember(tensor, self._cached(tensor, slot.axes))
+        return self._cached(tensor, slot.axes)
+
+    def given(self) -> list[torch.Tensor]:
+        """What the model was given in the forward pass of this step; empty where that was not seen or is gone."""
+        found = [tensor for reference in self._given if (tensor := reference()) is not None] if self._hooks.on else []
+        return found if len(found) == len(self._given) else []
 
     # -- which elements
 
@@ -332,18 +378,20 @@ class ModuleProbe:
         slot.remember(tensor, self._cached(tensor, slot.axes))
         return self._cached(tensor, slot.axes)
 
-    def _gradient_block(self, slot: Slot, tensor: torch.Tensor) -> Block:
-        """The block of a gradient that is laid out otherwise than its output."""
-        return self._cached(tensor, slot.axes)
-
     def _cached(self, tensor: torch.Tensor, axes: Axes) -> Block:
         key = (tensor.shape, tensor.stride(), axes.unit, axes.batch, tensor.device)
         found = self._blocks.get(key)
         if found is None:
             if len(self._blocks) >= MOST_BLOCKS:
                 self._blocks.clear()
-            found = self._blocks[key] = block(tuple(tensor.shape), tensor.stride(), axes, tensor.device)
+            found = self._blocks[key] = block(tuple(tensor.shape), tensor.stride(), axes, self._samples, tensor.device)
         return found
+
+
+def samples_for(modules: int) -> int:
+    """How many samples of each unit stand for an output: fewer where there are very many, lest they fill the caches."""
+    affordable = (samples for samples in (SAMPLES, SAMPLES // 2) if samples * modules <= MOST_SAMPLES)
+    return next(affordable, SAMPLES // 4)
 
 
 @final
@@ -359,7 +407,8 @@ class _GradientHook:
         self._generation = generation
 
     def __call__(self, gradient: torch.Tensor) -> None:
-        self._probe.take_gradient(self._slot, self._generation, gradient)
+        if self._slot.generation == self._generation:  # else another forward pass's output lies in the row
+            self._probe.take_gradient(self._slot, gradient)
 
 
 def _hang(tensor: torch.Tensor, node: Any, hook: _GradientHook) -> None:

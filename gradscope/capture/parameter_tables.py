@@ -14,27 +14,23 @@ from gradscope.records import Array
 from gradscope.trends import Mask
 
 _TINY = 1e-38
-_STATISTICS = 13  # rows of a table
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The same rows of the six arenas of one device: [steps x rows, ELEMENTS] each, the steps one after another."""
-
-    before: torch.Tensor
-    after: torch.Tensor
-    after_last: torch.Tensor
-    gradient: torch.Tensor
-    gradient_last: torch.Tensor
-    carried: torch.Tensor
+_WEIGHT_COLUMNS = (
+    "weight.row_spread", "update.ratio", "update.unchanged",
+    "update.outside_change", "update.outside_factor", "update.outside_residual",
+)  # fmt: skip
+_GRADIENT_COLUMNS = ("weight_gradient.absmax", "weight_gradient.zero", "weight_gradient.row_spread")
+WEIGHT_ROWS, GRADIENT_ROWS = 8, len(_GRADIENT_COLUMNS)  # of their tables
 
 
 @dataclass(frozen=True)
 class GroupMasks:
     """Which rows of one device hold what, in the steps from ``first`` on."""
 
-    first: int  # of the steps that are held, the first that the group's table is of
-    filled: Mask  # [6, steps, rows], in the order of ``Rows``
+    first: int  # of the steps that are held, the first that the group's table of weights is of
+    before: Mask  # [steps, rows]
+    after: Mask  # [steps, rows]
+    after_last: Mask  # [steps, rows]
+    gradient: Mask  # [rows], of the last step; none where gradients were not sampled
 
 
 @dataclass(frozen=True)
@@ -45,27 +41,28 @@ class Masks:
     stepped: Mask  # [steps, parameters]; those whose optimizers made the step
     groups: tuple[GroupMasks, ...]
     order: npt.NDArray[np.int64]  # from place among the groups' rows to site
-    weighed: bool  # whether the last step's weights were weighed
 
 
-def table(rows: Rows, *, any_carried: bool, spread_from: int) -> torch.Tensor:
-    """Float32 [statistics, steps x rows], in the order of ``_sample_columns``; row spreads from a row on, NaN before it."""
+def weight_table(before: torch.Tensor, after: torch.Tensor, after_last: torch.Tensor, *, spread_from: int) -> torch.Tensor:
+    """Float32 [WEIGHT_ROWS, steps x rows], in the order of ``_weight_columns``; row spreads from a row on, NaN before it.
+
+    Of the same rows of three arenas, [steps x rows, ELEMENTS] each, the steps one after another.
+    """
     norm = torch.linalg.vector_norm
-    before, after, gradient = rows.before, rows.after, rows.gradient
     work = torch.empty_like(before)
     before_norm = norm(before, 2, 1)
-    none = torch.zeros_like(before_norm)
-    weight_spread, gradient_spread = (_spread_from(x, spread_from) for x in (before, gradient))
-    gradient_absmax = torch.maximum(gradient.amax(1), gradient.amin(1).neg_())
-    gradient_zero = torch.eq(gradient, 0, out=work).mean(1)
     unchanged = torch.eq(after, before, out=work).mean(1)
     moved = norm(torch.sub(after, before, out=work), 2, 1)
-    carried_norm = norm(rows.carried, 2, 1) if any_carried else none
-    same = torch.eq(rows.carried, rows.gradient_last, out=work).mean(1) if any_carried else none
-    outside, last_norm, factor, left = _outside(before, rows.after_last, before_norm)
-    now = (weight_spread, gradient_absmax, gradient_zero, gradient_spread, moved, before_norm, unchanged)
-    since = (outside, last_norm, factor, left, carried_norm, same)
-    return torch.stack((*now, *since))
+    outside = _outside(before, after_last, before_norm)
+    return torch.stack((_spread_from(before, spread_from), moved, before_norm, unchanged, *outside))
+
+
+def gradient_table(gradient: torch.Tensor) -> torch.Tensor:
+    """Float32 [GRADIENT_ROWS, rows], in the order of ``_GRADIENT_COLUMNS``."""
+    if not len(gradient):
+        return gradient.new_zeros(GRADIENT_ROWS, 0)
+    absmax = torch.maximum(gradient.amax(1), gradient.amin(1).neg_())
+    return torch.stack((absmax, torch.eq(gradient, 0).float().mean(1), row_spread(gradient)))
 
 
 def _spread_from(x: torch.Tensor, start: int) -> torch.Tensor:
@@ -86,34 +83,57 @@ def _outside(before: torch.Tensor, after_last: torch.Tensor, before_norm: torch.
     return norm(before - after_last, 2, 1), norm(after_last, 2, 1), factor, left
 
 
-def columns(weight_norms: Array, gradient_norms: Sequence[Array], tables: Sequence[Array], masks: Masks) -> dict[str, Array]:
-    """The columns of kind weight, weight_gradient and update; float32 [steps, parameters] each."""
+def columns(found: Sequence[Array], masks: Masks) -> dict[str, Array]:
+    """The columns of weights, their gradients and updates, float32 [steps, parameters] each, of ``ParameterProbe.tables``."""
     steps, count = masks.with_gradient.shape
-    norms, weighed = np.full((steps, count), np.nan, dtype=np.float32), np.zeros((steps, count), dtype=bool)
-    if masks.weighed:
-        norms[-1], weighed[-1] = weight_norms, True
+    weight_norms, carried, *others = found
+    gradient_norms, tables = others[:steps], others[steps:]
+    norms = _of_last(weight_norms, steps, count)
     gradients = np.full((steps, count), np.nan, dtype=np.float32)
     for row, there, values in zip(gradients, masks.with_gradient, gradient_norms, strict=True):
         row[there] = values
-    found = {**_norm_columns("weight", norms, weighed), **_norm_columns("weight_gradient", gradients, masks.with_gradient)}
-    parts = [_of_group(each, group, steps) for each, group in zip(tables, masks.groups, strict=True)]
-    nothing = _sample_columns(np.zeros((_STATISTICS, steps, 0), dtype=np.float32), np.zeros((6, steps, 0), dtype=bool))
-    for name, none in nothing.items():
-        found[name] = np.concatenate([none, *(part[name] for part in parts)], axis=1)[:, masks.order]
+    weighed = np.arange(steps)[:, None] >= steps - bool(len(weight_norms))
+    columns = {**_norm_columns("weight", norms, weighed), **_norm_columns("weight_gradient", gradients, masks.with_gradient)}
+    columns["weight_gradient.carried"] = _of_last(carried, steps, count)
+    weights = [_weights_of_group(table, group, steps) for table, group in zip(tables[::2], masks.groups, strict=True)]
+    taken = [_gradients_of_group(table, group, steps) for table, group in zip(tables[1::2], masks.groups, strict=True)]
+    for names, parts in ((_WEIGHT_COLUMNS, weights), (_GRADIENT_COLUMNS, taken)):
+        none = np.zeros((steps, 0), dtype=np.float32)
+        for name in names:
+            columns[name] = np.concatenate([none, *(part[name] for part in parts)], axis=1)[:, masks.order]
     for name in ("weight_gradient.carried", "update.ratio", "update.unchanged"):
-        found[name] = np.where(masks.stepped, found[name], np.float32(np.nan))
-    return found
+        columns[name] = np.where(masks.stepped, columns[name], np.float32(np.nan))
+    return columns
 
 
-def _of_group(values: Array, group: GroupMasks, steps: int) -> dict[str, Array]:
+def _of_last(values: Array, steps: int, count: int) -> Array:
+    """A column that the last step alone may have."""
+    column = np.full((steps, count), np.nan, dtype=np.float32)
+    if len(values):
+        column[-1] = values
+    return column
+
+
+def _weights_of_group(table: Array, group: GroupMasks, steps: int) -> dict[str, Array]:
     """One device's columns over all of the steps, NaN in those that its table is not of."""
-    of, rows = group.filled.shape[1:]
-    found = _sample_columns(values.reshape(_STATISTICS, of, rows), group.filled)
+    of, rows = group.before.shape
+    found = _weight_columns(table.reshape(WEIGHT_ROWS, of, rows), group)
     if of == steps:
         return found
     whole = {name: np.full((steps, rows), np.nan, dtype=np.float32) for name in found}
     for name, part in found.items():
         whole[name][group.first : group.first + of] = part
+    return whole
+
+
+def _gradients_of_group(table: Array, group: GroupMasks, steps: int) -> dict[str, Array]:
+    rows = group.before.shape[1]
+    whole = {name: np.full((steps, rows), np.nan, dtype=np.float32) for name in _GRADIENT_COLUMNS}
+    if len(group.gradient):
+        for name, values in zip(_GRADIENT_COLUMNS, table, strict=True):
+            whole[name][-1] = np.where(
+                group.gradient, values if name.endswith("zero") else _not_nan(values), np.float32(np.nan)
+            )
     return whole
 
 
@@ -124,29 +144,19 @@ def _norm_columns(kind: str, norms: Array, there: Mask) -> dict[str, Array]:
     return {f"{kind}.norm": np.where(there, _not_nan(norms), nan), f"{kind}.nonfinite": np.where(there, nonfinite, nan)}
 
 
-def _sample_columns(values: Array, filled: Mask) -> dict[str, Array]:
-    before, after, after_last, gradient, gradient_last, carried = filled
-    spread, g_absmax, g_zero, g_spread, moved, norm, unchanged, outside, last_norm, factor, left, carried_norm, same = values
+def _weight_columns(values: Array, group: GroupMasks) -> dict[str, Array]:
+    spread, moved, norm, unchanged, outside, last_norm, factor, left = values
     nan = np.float32(np.nan)
-    stepped, between = before & after, before & after_last
+    stepped, between = group.before & group.after, group.before & group.after_last
     with np.errstate(all="ignore"):
         ratio = np.where(stepped & (norm > 0), _not_nan(moved / norm), nan)
         change = np.where(between & (last_norm > 0), _not_nan(outside / last_norm), nan)
         residual = np.where(between & (outside > 0), _not_nan(left / outside), nan)
-    still_there = (carried_norm > 0) & (same == 1) & carried & gradient_last
-    found = {
-        "weight.row_spread": np.where(before, spread, nan),
-        "weight_gradient.absmax": np.where(gradient, _not_nan(g_absmax), nan),
-        "weight_gradient.zero": np.where(gradient, g_zero, nan),
-        "weight_gradient.row_spread": np.where(gradient, g_spread, nan),
-        "weight_gradient.carried": np.where(gradient & gradient_last, still_there, nan),
-        "update.ratio": ratio,
-        "update.unchanged": np.where(stepped, unchanged, nan),
-        "update.outside_change": change,
-        "update.outside_factor": np.where(between & (last_norm > 0), factor, nan),
-        "update.outside_residual": residual,
-    }
-    return {name: part.astype(np.float32) for name, part in found.items()}
+    spread = np.where(group.before, spread, nan)
+    unchanged = np.where(stepped, unchanged, nan)
+    factor = np.where(between & (last_norm > 0), factor, nan)
+    found = (spread, ratio, unchanged, change, factor, residual)
+    return {name: part.astype(np.float32) for name, part in zip(_WEIGHT_COLUMNS, found, strict=True)}
 
 
 def _not_nan(values: Array) -> Array:

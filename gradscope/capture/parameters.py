@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from collections.abc import Container
-from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -13,12 +12,17 @@ import numpy as np
 import torch
 
 from gradscope.capture.arena import Arena
+from gradscope.capture.parameter_tables import GRADIENT_ROWS
+from gradscope.capture.parameter_tables import WEIGHT_ROWS
 from gradscope.capture.parameter_tables import GroupMasks
 from gradscope.capture.parameter_tables import Masks
-from gradscope.capture.parameter_tables import Rows
-from gradscope.capture.parameter_tables import table
-from gradscope.capture.sampling import Block
-from gradscope.capture.sampling import Grid
+from gradscope.capture.parameter_tables import gradient_table
+from gradscope.capture.parameter_tables import weight_table
+from gradscope.capture.parameter_views import Sampled
+from gradscope.capture.parameter_views import Views
+from gradscope.capture.parameter_views import views_of
+from gradscope.capture.sampling import SAMPLES
+from gradscope.capture.sampling import VECTOR_SAMPLES
 from gradscope.capture.sampling import parameter_block
 from gradscope.capture.sampling import parameter_grid
 from gradscope.records import Site
@@ -26,106 +30,90 @@ from gradscope.trends import Mask
 
 
 @final
-@dataclass
-class _Tracked:
-    """One parameter, its device's samples and its row there."""
-
-    name: str
-    parameter: torch.nn.Parameter
-    samples: _Samples
-    row: int
-    pattern: Grid | Block  # which of its elements are sampled
-    shape: torch.Size
-
-    def describes(self, parameter: torch.nn.Parameter) -> bool:
-        """Whether the parameter is still the one that the offsets were worked out for."""
-        same = parameter is self.parameter and parameter.shape == self.shape
-        return same and parameter.device == self.samples.device
-
-
-@final
 class _Samples:
     """What is sampled of the matrices, or of the vectors, on one device, of as many steps as are held back.
 
     Rows are the same in every arena. What the optimizer leaves of a step stands a place further on than what it finds, so that
-    the place before is the last step's.
+    the place before is the last step's. Gradients are of one step alone.
     """
 
-    def __init__(self, device: torch.device, places: int) -> None:
+    def __init__(self, device: torch.device, places: int, samples: int) -> None:
         self.device = device
         self.taking = True  # in this step
-        self.before = Arena(device, places=places)  # weights at the start of the optimizer's step
-        self.carried = Arena(device, places=places)  # gradients as the step's first backward found them
-        self.after = Arena(device, places=places + 1)  # weights at the end of the optimizer's step
-        self.gradient = Arena(device, places=places + 1)
-        self.tracked: list[_Tracked] = []
+        self.before = Arena(device, places=places, samples=samples)  # weights at the start of the optimizer's step
+        self.after = Arena(device, places=places + 1, samples=samples)  # weights at the end of the optimizer's step
+        self.gradient = Arena(device, samples=samples)
+        self.tracked: list[Sampled] = []
+        self._weights = Views((), (), (), ())
         self._of: range | None = None  # the held steps from the first to the last in which anything was taken
-        self._any_carried = False
         self.turn_to(0)
 
     def add(self, name: str, parameter: torch.nn.Parameter) -> None:
-        row = min(arena.add_row() for arena in (self.before, self.carried, self.after, self.gradient))  # the same in all
+        row = min(arena.add_row() for arena in (self.before, self.after, self.gradient))  # the same in all
         shape, strides = tuple(parameter.shape), parameter.stride()
         pattern = parameter_grid(shape, strides) or parameter_block(shape, strides, self.device)
-        self.tracked.append(_Tracked(name, parameter, self, row, pattern, parameter.shape))
+        self.tracked.append(Sampled(name, parameter, row, pattern, parameter.shape, parameter.device))
 
-    def weights(self) -> list[tuple[_Tracked, torch.Tensor]]:
-        return [(t, t.parameter) for t in self.tracked]
+    def take_weights(self, arena: Arena) -> None:
+        """Sample the weights, which stay where they are from step to step, as a rule."""
+        addresses = tuple([t.parameter.data_ptr() for t in self.tracked])
+        if self._weights.addresses != addresses:
+            self._weights = views_of([(t, t.parameter) for t in self.tracked])
+        self._weights.copy_into(arena)
 
-    def gradients(self) -> list[tuple[_Tracked, torch.Tensor]]:
-        """Those that are there, and laid out as their parameters are."""
+    def take_gradients(self) -> None:
+        """Sample the gradients that are there, and laid out as their parameters are."""
         there = ((t, t.parameter.grad) for t in self.tracked)
-        return [(t, gradient) for t, gradient in there if gradient is not None and _fits(gradient, t)]
+        views_of([(t, gradient) for t, gradient in there if gradient is not None and t.fits(gradient)]).copy_into(self.gradient)
 
     def turn_to(self, place: int) -> None:
         """A step begins."""
-        for arena, at in ((self.before, place), (self.carried, place), (self.after, place + 1), (self.gradient, place + 1)):
+        for arena, at in ((self.before, place), (self.after, place + 1), (self.gradient, 0)):
             arena.turn_to(at)
             arena.clear()
 
     def end_step(self, place: int) -> None:
-        self._any_carried |= any(self.carried.filled)
         if self.taking:
             self._of = range(place if self._of is None else self._of.start, place + 1)
 
-    def table(self, *, spread_from: int) -> torch.Tensor:
-        """Of the held steps in which anything was taken; row spreads from one of the steps on."""
+    def tables(self, *, weighed: bool, gradients: bool) -> list[torch.Tensor]:
+        """Of the weights in the held steps in which anything was taken; where wanted, of the last step's gradients."""
         if self._of is None:
-            return torch.zeros(13, 0, dtype=torch.float32, device="cpu")
+            return [torch.zeros(rows, 0, dtype=torch.float32, device="cpu") for rows in (WEIGHT_ROWS, GRADIENT_ROWS)]
         now, later = self._of, range(self._of.start + 1, self._of.stop + 1)
-        rows = Rows(
-            before=self.before.held(now),
-            after=self.after.held(later),
-            after_last=self.after.held(now),
-            gradient=self.gradient.held(later),
-            gradient_last=self.gradient.held(now),
-            carried=self.carried.held(now),
-        )
-        first_row = (spread_from - now.start) * len(self.tracked)
-        return table(rows, any_carried=self._any_carried, spread_from=first_row)
+        spread_from = (len(now) - weighed) * len(self.tracked)
+        weights = weight_table(self.before.held(now), self.after.held(later), self.after.held(now), spread_from=spread_from)
+        return [weights, gradient_table(self.gradient.held(range(gradients)))]
 
-    def masks(self, follows: Mask) -> GroupMasks:
+    def masks(self, follows: Mask, *, gradients: bool) -> GroupMasks:
         """``follows`` says of each held step whether the step before it was sampled too."""
         now = self._of if self._of is not None else range(0)
         later = range(now.start + 1, now.stop + 1)
-        arenas = ((self.before, now), (self.after, later), (self.after, now), (self.gradient, later), (self.gradient, now))
-        filled = np.array([arena.filled_at(places) for arena, places in (*arenas, (self.carried, now))], dtype=bool)
-        filled = filled.reshape(6, len(now), len(self.tracked))
-        filled[[2, 4]] &= follows[now.start : now.stop, None]
-        return GroupMasks(now.start, filled)
+        arenas = ((self.before, now), (self.after, later), (self.after, now))
+        filled = np.array([arena.filled_at(places) for arena, places in arenas], dtype=bool)
+        before, after, after_last = filled.reshape(3, len(now), len(self.tracked))
+        after_last &= follows[now.start : now.stop, None]
+        there = self.gradient.filled if gradients and self._of is not None else []
+        return GroupMasks(now.start, before, after, after_last, np.array(there, dtype=bool))
 
     def let_go(self, held: int, *, amid: bool) -> None:
         """The first ``held`` steps were handed on: what the last of them left moves up, and so does the step that is made."""
-        for arena in (self.after, self.gradient):
-            arena.move(held, 0)
-            if amid:
-                arena.move(held + 1, 1)
-                arena.turn_to(1)
-        for arena in (self.before, self.carried):
-            if amid:
-                arena.move(held, 0)
-                arena.turn_to(0)
-        self._of, self._any_carried = None, False
+        self.after.move(held, 0)
+        if amid:
+            self.after.move(held + 1, 1)
+            self.after.turn_to(1)
+            self.before.move(held, 0)
+            self.before.turn_to(0)
+        self._of = None
+
+
+@dataclass(frozen=True)
+class _Norms:
+    """The norms of gradients of some parameters."""
+
+    ids: tuple[int, ...]
+    norms: tuple[torch.Tensor, ...]  # scalars, float32
+    together: torch.Tensor  # float32 [parameters], on the device of the first; on the host without any
 
 
 @dataclass(frozen=True)
@@ -137,6 +125,8 @@ class _HeldStep:
     stepped: Mask  # [parameters]
     gradient_norms: torch.Tensor  # float32 [parameters with a gradient]
     weight_norms: torch.Tensor | None  # float32 [parameters]; of the last step that is held at most
+    carried: torch.Tensor | None  # float32 [parameters], see ``_carried``; of the last step that is held at most
+    gradients: bool  # whether they were sampled; in the last step that is held at most
 
 
 @final
@@ -149,23 +139,29 @@ class ParameterProbe:
             if _can_be_tracked(parameter):
                 key = (parameter.device, parameter.dim() > 1)
                 if key not in groups:
-                    groups[key] = _Samples(parameter.device, places)
+                    groups[key] = _Samples(parameter.device, places, SAMPLES if parameter.dim() > 1 else VECTOR_SAMPLES)
                 groups[key].add(name, parameter)
         self._groups = tuple(groups.values())
         self._vectors = tuple(samples for (_, matrices), samples in groups.items() if not matrices)
+        self._chosen = self._groups  # what this step takes
         grouped = {t.name: place for place, t in enumerate(t for samples in self._groups for t in samples.tracked)}
         order = [name for name in parameters if name in grouped]
         self._order = np.array([grouped[name] for name in order], dtype=np.int64)  # from place among the groups' rows to site
         by_name = {t.name: t for samples in self._groups for t in samples.tracked}
         self._tracked = [by_name[name] for name in order]
+        self._parameters = [t.parameter for t in self._tracked]
+        self._ids = tuple(id(p) for p in self._parameters)
+        self._by_id = dict(zip(self._ids, self._tracked, strict=True))
         self._every_name, self._all = frozenset(order), np.ones(len(order), dtype=bool)
-        self._by_id = {id(t.parameter): t for t in self._tracked}
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self.sites = tuple(Site(t.name) for t in self._tracked)
+        self._addresses: list[int] = []  # of the parameters, as they were described last
         self._weight_norms: torch.Tensor | None = None
-        self._norms_at_hand: dict[int, torch.Tensor] = {}  # by parameter, since the last global norm
-        self._gradient_norms: list[torch.Tensor] = []
-        self._with_gradient: list[_Tracked] = []
+        self._at_hand = _NONE  # norms of gradients since the last global norm
+        self._norms = _NONE  # of the step's gradients
+        self._last_norms: torch.Tensor | None = None  # float32 [parameters], of the sampled step before this one
+        self._carried_norms: torch.Tensor | None = None  # the same as the step's first backward found them, where it was looked
+        self._gradients_taken = False
         self._remembers = False  # the step before this one was sampled
         self._held: list[_HeldStep] = []
 
@@ -183,23 +179,14 @@ class ParameterProbe:
     def gradient_norm(self, parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """Exact global norm of the gradients of these parameters, a scalar on the device of the first; None without any.
 
-        The norms of the single gradients are kept for ``take_gradients``, which has to follow before any gradient changes.
+        The norms of the single gradients are kept for ``take_norms``, which has to follow before any gradient changes.
         """
-        gradients = {id(p): g for p in parameters if (g := _dense_gradient(p)) is not None}
-        self._norms_at_hand = {}
-        if not gradients:
-            return None
-        norms = _norms(list(gradients.values()))
-        self._norms_at_hand = dict(zip(gradients, norms, strict=True))
-        home = norms[0].device
-        if any(norm.device != home for norm in norms):
-            norms = [norm.to(home, non_blocking=True) for norm in norms]
-        total: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
-        return total
+        found = self._at_hand = _norms_of(parameters)
+        return torch.linalg.vector_norm(found.together) if found.ids else None
 
     def forget_norms(self) -> None:
         """Let go of the norms of single gradients: this step is not sampled."""
-        self._norms_at_hand = {}
+        self._at_hand = _NONE
 
     # -- one sampled step
 
@@ -208,51 +195,55 @@ class ParameterProbe:
         alone = len(self._vectors) == len(self._groups)
         for samples in self._vectors:
             samples.taking = all_of_them or alone
+        self._chosen = tuple([samples for samples in self._groups if samples.taking])
         for samples in self._groups:
             samples.turn_to(len(self._held))
-        self._with_gradient, self._gradient_norms, self._weight_norms = [], [], None
+        self._norms, self._weight_norms = _NONE, None
+        self._carried_norms, self._gradients_taken = None, False
 
     @property
     def fits(self) -> bool:
         """Whether the offsets of every watched parameter still hold: none resized or on another device."""
+        addresses = [p.data_ptr() for p in self._parameters]
+        if addresses == self._addresses:  # the rule, and asked at every sampled step
+            return True
+        self._addresses = addresses
         return all(t.describes(t.parameter) for t in self._tracked)
 
-    @property
-    def _chosen(self) -> Iterator[_Samples]:
-        return (samples for samples in self._groups if samples.taking)
-
     def take_carried(self) -> None:
-        """Before the step's first backward: sample gradients that are still there."""
-        self._norms_at_hand = {}
-        for samples in self._groups:
-            samples.carried.clear()
-        for samples in self._chosen:
-            _take(samples.carried, samples.gradients())
+        """Before the step's first backward: the norms of gradients that are still there."""
+        self._at_hand = _NONE
+        self._carried_norms = self._spread(_norms_of(self._parameters))
 
     def weigh(self) -> None:
         """Before the optimizer's step, now and then: the exact norms of the weights. Reads all of the model's memory."""
-        self._weight_norms = _stacked(_norms([t.parameter.detach() for t in self._tracked]))
+        self._weight_norms = _together(_norms([p.detach() for p in self._parameters]))
 
     def take_before(self) -> None:
-        """Before the optimizer's step: sample weights and gradients, and take the gradients' exact norms."""
+        """Before the optimizer's step: sample the weights."""
         for samples in self._chosen:
-            _take(samples.before, samples.weights())
-        self.take_gradients()
+            samples.take_weights(samples.before)
+
+    def take_norms(self) -> None:
+        """Take the gradients' norms as they are now; again after a step that worked them out in a closure."""
+        known, self._at_hand = self._at_hand, _NONE
+        if known.ids == self._ids:  # the rule
+            self._norms = known
+            return
+        by_id = dict(zip(known.ids, known.norms, strict=True))
+        rest = _norms_of([p for p in self._parameters if id(p) not in by_id])
+        by_id.update(zip(rest.ids, rest.norms, strict=True))
+        ids = tuple(key for key in self._ids if key in by_id)
+        norms = tuple(by_id[key] for key in ids)
+        self._norms = _Norms(ids, norms, _together(norms))
 
     def take_gradients(self) -> None:
-        """Sample the gradients as they are now; again after a step that worked them out in a closure."""
+        """Sample the gradients as they are now."""
+        self._gradients_taken = True
         for samples in self._groups:
             samples.gradient.clear()
-        self._with_gradient = [t for t in self._tracked if t.parameter.grad is not None]
-        self._gradient_norms = self._norms_of_gradients([t.parameter for t in self._with_gradient])
         for samples in self._chosen:
-            _take(samples.gradient, samples.gradients())
-
-    def _norms_of_gradients(self, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        known, self._norms_at_hand = self._norms_at_hand, {}
-        rest = {id(p): g for p in parameters if id(p) not in known and (g := _dense_gradient(p)) is not None}
-        known.update(zip(rest, _norms(list(rest.values())), strict=True))
-        return [known[id(p)] for p in parameters]
+            samples.take_gradients()
 
     @property
     def ids(self) -> Container[int]:
@@ -261,21 +252,21 @@ class ParameterProbe:
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        return [t.parameter for t in self._tracked]
+        return list(self._parameters)
 
     @property
     def cleared(self) -> bool:
         """Whether no parameter holds a gradient."""
-        return all(t.parameter.grad is None for t in self._tracked)
+        return all(p.grad is None for p in self._parameters)
 
     @property
     def has_gradients(self) -> bool:
-        return bool(self._with_gradient)
+        return bool(self._norms.ids)
 
     def take_after(self) -> None:
         """After the optimizer's step: sample the weights again."""
         for samples in self._chosen:
-            _take(samples.after, samples.weights())
+            samples.take_weights(samples.after)
 
     def end_step(self, stepped: Collection[str]) -> None:
         """The sampled step is over. ``stepped`` are the parameters whose optimizers made it: only theirs is the update, and the
@@ -283,21 +274,38 @@ class ParameterProbe:
         """
         for samples in self._groups:
             samples.end_step(len(self._held))
-        self._held.append(
-            _HeldStep(
-                follows=self._remembers,
-                with_gradient=self._mask(frozenset(t.name for t in self._with_gradient)),
-                stepped=self._mask(frozenset(stepped)),
-                gradient_norms=_stacked(self._gradient_norms),
-                weight_norms=self._weight_norms,
-            )
-        )
+        norms = self._spread(self._norms)
+        with_gradient = self._all if self._norms.ids == self._ids else np.isin(self._ids, self._norms.ids)
+        step = _HeldStep(
+            self._remembers, with_gradient, self._mask(stepped), self._norms.together, self._weight_norms, self._carried(norms),
+            self._gradients_taken,
+        )  # fmt: skip
+        self._held.append(step)
         self._remembers = True
-        self._with_gradient, self._gradient_norms, self._weight_norms = [], [], None
+        self._last_norms, self._norms, self._weight_norms = norms, _NONE, None
 
-    def _mask(self, names: frozenset[str]) -> Mask:
+    def _carried(self, norms: torch.Tensor) -> torch.Tensor | None:
+        """Whether each gradient was still there, unchanged, when the step began: 1, 0, or NaN where this or the last step had
+        none. Float32 [parameters]; None where it was not looked. ``norms`` are those that the step ended with.
+        """
+        found, last = self._carried_norms, self._last_norms
+        if found is None or last is None or not self._remembers:
+            return None
+        left = ((found == last.to(found.device)) & (found > 0)).float()
+        return left.where(~(norms.to(found.device) + last.to(found.device)).isnan(), float("nan"))
+
+    def _spread(self, norms: _Norms) -> torch.Tensor:
+        """Norms of gradients as float32 [parameters], NaN where there is none."""
+        if norms.ids == self._ids:
+            return norms.together
+        there = torch.from_numpy(np.isin(self._ids, norms.ids))
+        spread = torch.full((len(self._ids),), float("nan"), dtype=torch.float32, device=norms.together.device)
+        spread[there] = norms.together
+        return spread
+
+    def _mask(self, names: Collection[str]) -> Mask:
         """Which parameters have one of these names."""
-        if names == self._every_name:  # the rule
+        if len(names) == len(self._every_name) and self._every_name.issuperset(names):  # the rule
             return self._all
         return np.array([t.name in names for t in self._tracked], dtype=bool)
 
@@ -309,21 +317,21 @@ class ParameterProbe:
 
     def tables(self) -> list[torch.Tensor]:
         """All that they showed as tensors on their devices, for ``parameter_tables.columns`` once they are on the host."""
-        weights = self._held[-1].weight_norms
-        spread_from = len(self._held) - (weights is not None)
-        tables = [samples.table(spread_from=spread_from) for samples in self._groups]
-        norms = [weights if weights is not None else _stacked([]), *(step.gradient_norms for step in self._held)]
-        return [*norms, *tables]
+        last = self._held[-1]
+        of_last = [values if values is not None else _together(()) for values in (last.weight_norms, last.carried)]
+        weighed = last.weight_norms is not None
+        groups = [samples.tables(weighed=weighed, gradients=last.gradients) for samples in self._groups]
+        return [*of_last, *(step.gradient_norms for step in self._held), *(table for tables in groups for table in tables)]
 
     def masks(self) -> Masks:
         """What of it was there."""
         follows = np.array([step.follows for step in self._held], dtype=bool)
+        last = self._held[-1]
         return Masks(
             with_gradient=np.stack([step.with_gradient for step in self._held]),
             stepped=np.stack([step.stepped for step in self._held]),
-            groups=tuple(samples.masks(follows) for samples in self._groups),
+            groups=tuple(samples.masks(follows, gradients=last.gradients) for samples in self._groups),
             order=self._order,
-            weighed=self._held[-1].weight_norms is not None,
         )
 
     def let_go(self, *, amid: bool) -> None:
@@ -333,48 +341,48 @@ class ParameterProbe:
         self._held = []
 
 
-def _take(arena: Arena, found: Sequence[tuple[_Tracked, torch.Tensor]]) -> None:
-    """Sample tensors into the rows of their parameters."""
-    rows: list[int] = []
-    views: list[torch.Tensor] = []
-    with torch.no_grad():  # cheaper than to detach every tensor
-        for t, tensor in found:
-            if isinstance(t.pattern, Grid):
-                rows.append(t.row)
-                views.append(tensor.as_strided(t.pattern.shape, t.pattern.strides))
-            else:
-                arena.gather(t.row, tensor, t.pattern)
-        if rows:
-            arena.copy(rows, views)
+def _norms_of(parameters: Sequence[torch.Tensor]) -> _Norms:
+    """The norms of the gradients that these parameters have."""
+    there = [(id(p), g) for p in parameters if (g := p.grad) is not None]
+    if not there:
+        return _NONE
+    try:
+        norms = _norms([g for _, g in there])
+    except (RuntimeError, NotImplementedError):  # of gradients that are sparse or no floating-point numbers there are none
+        there = [(key, dense) for key, g in there if (dense := _dense(g)) is not None]
+        norms = _norms([g for _, g in there])
+    return _Norms(tuple([key for key, _ in there]), norms, _together(norms))
 
 
-def _norms(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+def _norms(tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Euclidean norm of each, float32. Squares are summed in float32 (float64 for float64): past 1.8e19 they are infinite."""
     if not tensors:
-        return []
-    if any(tensor.dtype is torch.float64 for tensor in tensors):
-        return [norm.float() for norm in torch._foreach_norm(tensors, dtype=torch.float64)]
-    return list(torch._foreach_norm(tensors, dtype=torch.float32))
+        return ()
+    with torch.no_grad():
+        if torch.float64 in {tensor.dtype for tensor in tensors}:
+            return tuple([norm.float() for norm in torch._foreach_norm(tensors, dtype=torch.float64)])
+        return tuple(torch._foreach_norm(tensors, dtype=torch.float32))
 
 
-def _stacked(norms: list[torch.Tensor]) -> torch.Tensor:
-    return torch.stack(norms) if norms else torch.zeros(0, dtype=torch.float32, device="cpu")
+def _together(norms: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Scalars as one vector on the device of the first; on the host without any."""
+    if not norms:
+        return torch.zeros(0, dtype=torch.float32, device="cpu")
+    home = norms[0].device
+    if len({norm.device for norm in norms}) > 1:
+        norms = tuple([norm.to(home, non_blocking=True) for norm in norms])
+    return torch.stack(norms)
+
+
+def _dense(gradient: torch.Tensor) -> torch.Tensor | None:
+    """The numbers of a gradient; None where these are no floating-point ones."""
+    if not gradient.is_floating_point():
+        return None
+    return gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
 
 
 def _can_be_tracked(parameter: torch.nn.Parameter) -> bool:
     return parameter.is_floating_point() and parameter.layout is torch.strided and parameter.numel() > 0
 
 
-def _dense_gradient(parameter: torch.Tensor) -> torch.Tensor | None:
-    gradient = parameter.grad
-    if gradient is None or not gradient.is_floating_point():
-        return None
-    if gradient.is_sparse:
-        return gradient.detach().coalesce().values()
-    return gradient.detach() if gradient.requires_grad else gradient
-
-
-def _fits(gradient: torch.Tensor, tracked: _Tracked) -> bool:
-    """Whether the parameter's offsets pick the same elements of its gradient."""
-    same_layout = gradient.layout is torch.strided and gradient.stride() == tracked.parameter.stride()
-    return same_layout and gradient.device == tracked.samples.device
+_NONE = _Norms((), (), _together(()))

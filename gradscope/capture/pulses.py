@@ -51,13 +51,14 @@ class _Step:
     scalars: tuple[float, ...]  # step, learning rate, seconds, own seconds, backwards, sampled, foreign
     losses: tuple[torch.Tensor | float, ...]  # a number where it was on the host already
     factors: tuple[torch.Tensor | None, ...]  # what a GradScaler multiplied each loss with
+    skipped: torch.Tensor | None  # the first of the losses whose gradients were thrown away, as those of skipped steps are
     norm: torch.Tensor | float | None
 
     def tensors(self) -> list[torch.Tensor]:
         """All that lies on a device, in the order in which it is read."""
         norm = [self.norm] if isinstance(self.norm, torch.Tensor) else []
         losses = [loss for loss in self.losses if isinstance(loss, torch.Tensor)]
-        return [*losses, *(factor for factor in self.factors if factor is not None), *norm]
+        return [*losses, *(factor for factor in (*self.factors, self.skipped) if factor is not None), *norm]
 
 
 @final
@@ -69,6 +70,7 @@ class PulseMaker:
         self._receiver = receiver
         self._losses: list[torch.Tensor | float] = []
         self._factors: list[torch.Tensor | None] = []
+        self._skipped: torch.Tensor | None = None
         self._norm: torch.Tensor | float | None = None
         self._finished: list[_Step] = []
         self._flushed = monotonic()
@@ -93,6 +95,8 @@ class PulseMaker:
 
     def restart(self) -> None:
         """Forget the losses seen since the last step."""
+        if self._factors and self._skipped is None and not self._scale_seen:
+            self._skipped = self._factors[0]  # of steps in a row that a GradScaler skips, the first has the largest scale
         self._losses, self._factors, self.backwards = [], [], 0
 
     def observe(self, loss: float | torch.Tensor) -> None:
@@ -123,7 +127,7 @@ class PulseMaker:
 
     @property
     def scale_seen(self) -> bool:
-        """Whether a loss of an earlier step was multiplied with a large power of two."""
+        """Whether a loss of an earlier step, made or skipped, was multiplied with a large power of two."""
         return self._scale_seen
 
     @property
@@ -138,20 +142,20 @@ class PulseMaker:
     def end(self, step: int, learning_rate: float, *, seconds: float, own: float, sampled: bool, foreign: bool) -> None:
         """The step is over."""
         scalars = (step, learning_rate, seconds, own, self.backwards if self._losses else 0, float(sampled), float(foreign))
-        ended = _Step(scalars, tuple(self._losses), tuple(self._factors), self._norm)
-        self._losses, self._factors, self._norm, self.backwards = [], [], None, 0
+        ended = _Step(scalars, tuple(self._losses), tuple(self._factors), self._skipped, self._norm)
+        self._losses, self._factors, self._skipped, self._norm, self.backwards = [], [], None, None, 0
         self._finished.append(ended)
         # Not one by one: between two steps of a training, code that ran long ago is slow to come back to the caches.
         if len(self._finished) >= BATCH or monotonic() - self._flushed > MOST_SECONDS:
             self.flush()
 
-    def book(self, step: int, quiet: QuietStep) -> None:
+    def book(self, step: int, quiet: QuietStep, *, sampled: bool) -> None:
         """Hand over a quiet step whose numbers are at hand, once all before it were flushed."""
         norm = math.nan if quiet.norm is None else float(quiet.norm)
         captured = quiet.norm is not None
         norm = math.inf if captured and math.isnan(norm) else norm
         loss = float(quiet.loss)
-        row = (step, loss, norm, quiet.learning_rate, quiet.seconds, quiet.own, 1, 0.0, 0.0, math.nan)
+        row = (step, loss, norm, quiet.learning_rate, quiet.seconds, quiet.own, 1, float(sampled), 0.0, math.nan)
         self._receiver(row, alarming=self._looks_wrong(loss, norm, captured=captured))
 
     def flush(self) -> None:
@@ -176,7 +180,8 @@ class PulseMaker:
         index, learning_rate, seconds, own, backwards, sampled, foreign = step.scalars
         losses = [loss if isinstance(loss, float) else next(values) for loss in step.losses]
         factors = [next(values) if factor is not None else 1.0 for factor in step.factors]
-        self._scale_seen = self._scale_seen or any(is_loss_scale(factor) for factor in factors)
+        skipped = [next(values)] if step.skipped is not None else []
+        self._scale_seen = self._scale_seen or any(is_loss_scale(factor) for factor in (*factors, *skipped))
         norm = step.norm if isinstance(step.norm, float) else next(values) if step.norm is not None else math.nan
         if step.norm is not None and math.isnan(norm):
             norm = math.inf  # captured, and not finite

@@ -1,4 +1,4 @@
-"""Stands in for a watch over a stretch of steps at which only the loss and the time are taken.
+"""Stands in for a watch over a stretch of steps at which only the loss and the time are taken, or what light samples take.
 
 Between two steps of a training, everything that ran a step ago is gone from the caches, and each object touched has to be
 fetched anew: what a step costs goes by how much is touched, not by how much is done. So the bookkeeping of these steps is put
@@ -30,6 +30,7 @@ MOST_SECONDS = 0.5  # what a stretch may hold back from the record
 class Stretch:
     """What a stretch of quiet steps keeps to."""
 
+    sampled: bool  # whether each of its steps is a light sampled one
     most: int  # steps that it may have
     norm_in: int  # steps of it before the first whose gradient norm is taken
     norm_every: int
@@ -40,11 +41,19 @@ class Stretch:
 class Sleeper(Listener, Protocol):
     """The watch whose place is taken."""
 
-    def quiet_norm(self, optimizer: Optimizer) -> torch.Tensor | float | None:
-        """The norm of the gradients that the optimizer is about to step with."""
+    def still_fits(self) -> bool:
+        """Whether the parameters are where they were when the stretch began; asked where steps are sampled."""
 
-    def wake(self, steps: list[QuietStep], pending: torch.Tensor | float | None) -> None:
-        """Listen again. ``steps`` have ended meanwhile; ``pending`` is the loss of one that has begun."""
+    def quiet_norm(self, optimizer: Optimizer) -> torch.Tensor | float | None:
+        """The norm of the gradients that the optimizer is about to step with; a sampled step takes the weights, too."""
+
+    def end_sample(self) -> float:
+        """A sampled step has ended; the seconds that hooks took of it."""
+
+    def wake(self, steps: list[QuietStep], pending: torch.Tensor | float | None, *, between: bool) -> None:
+        """Listen again, ``between`` two steps or amid one. ``steps`` have ended meanwhile; ``pending`` is the loss of one that
+        has begun.
+        """
 
 
 @final
@@ -65,6 +74,8 @@ class QuietSteps:
         self._pending: torch.Tensor | float | None = None
         self._norm: torch.Tensor | float | None = None
         self._steps: list[QuietStep] = []
+        # To be called costs as much as what is done then.
+        self.hears_starts = stretch.sampled or LOOP.nests or self._norm_at == 0
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -75,10 +86,10 @@ class QuietSteps:
         """Steps that have ended since the stretch began."""
         return len(self._steps)
 
-    def before_backward(self, loss: torch.Tensor, *, first: bool) -> None:
+    def hear_backward(self, loss: torch.Tensor) -> None:
         started = perf_counter()
-        usual = first and self._pending is None and LOOP.has_one_listener and loss.numel() == 1
-        value = kept_loss(loss) if usual else math.nan
+        first = self._pending is None
+        value = kept_loss(loss) if first and loss.numel() == 1 else math.nan
         if type(value) is float and not abs(value) <= self._stretch.highest_loss:
             self.end()
             self._watch.before_backward(loss, first=first)
@@ -86,15 +97,20 @@ class QuietSteps:
         self._pending = value
         self._own += perf_counter() - started
 
-    def before_step(self, optimizer: Optimizer) -> None:
-        if len(self._steps) < self._norm_at or self._pending is None or self._optimizer() is not optimizer:
+    def hear_start(self, optimizer: Optimizer) -> None:
+        due = self._stretch.sampled or len(self._steps) >= self._norm_at
+        if not due or self._pending is None or self._optimizer() is not optimizer:
             return
         started = perf_counter()
-        self._norm_at = len(self._steps) + self._stretch.norm_every
+        if self._stretch.sampled and not self._watch.still_fits():
+            self.end()
+            self._watch.before_step(optimizer)
+            return
         self._norm = self._watch.quiet_norm(optimizer)
+        self._norm_at = len(self._steps) + self._stretch.norm_every
         self._own += perf_counter() - started
 
-    def after_step(self, optimizer: Optimizer) -> None:
+    def hear_step(self, optimizer: Optimizer) -> None:
         started = perf_counter()
         groups = optimizer.param_groups
         loss = self._pending
@@ -105,18 +121,27 @@ class QuietSteps:
         self._pending = None
         rate = groups[0]["lr"] if self._groups == 1 else rate_of(optimizer)
         rate = rate if type(rate) is float else rate_of(optimizer)
-        now = perf_counter()
         norm, self._norm = self._norm, None
-        self._steps.append(QuietStep(loss, norm, rate, now - self._last_end, self._own + now - started))
+        if self._stretch.sampled:
+            self._own += self._watch.end_sample()
+        now = perf_counter()
+        steps = self._steps
+        steps.append(QuietStep(loss, norm, rate, now - self._last_end, self._own + now - started))
         self._last_end, self._own = now, 0.0
-        over = len(self._steps) >= self._stretch.most or now - self._began > MOST_SECONDS
+        over = len(steps) >= self._stretch.most or now - self._began > MOST_SECONDS
         if over or (type(norm) is float and not norm <= self._stretch.highest_norm):
-            self.end()
+            self._wake(between=True)
+        elif not (LOOP.nests or self._stretch.sampled) and self.hears_starts != (len(steps) >= self._norm_at):
+            self.hears_starts = not self.hears_starts
+            LOOP.hear_starts(self.hears_starts)
 
     def end(self) -> None:
-        """Wake the watch."""
+        """Wake the watch, wherever the loop is."""
+        self._wake(between=False)
+
+    def _wake(self, *, between: bool) -> None:
         steps, self._steps = self._steps, []
-        self._watch.wake(steps, self._pending)
+        self._watch.wake(steps, self._pending, between=between)
 
 
 def rate_of(optimizer: Optimizer) -> float:

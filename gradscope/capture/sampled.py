@@ -45,6 +45,7 @@ class SampledSteps:
         modules: ModuleProbe,
         holdings: Holdings,
         mailbox: Mailbox,
+        pulses: PulseMaker,
         deliver: Callable[[Sequence[Frame]], None],
         guard: Callable[[], None],
         *,
@@ -56,7 +57,8 @@ class SampledSteps:
         self._hooks = hooks
         self._modules = modules
         self._holdings = holdings
-        self._panel = Panel(instruments(model, modules, hooks, guard))
+        self._pulses = pulses
+        self._panel = Panel(instruments(model, modules, hooks, pulses, guard))
         self._frames = FrameMaker(modules, mailbox, deliver)
         self._places = places  # steps that the arenas have room for
         self._samples = 0
@@ -74,9 +76,10 @@ class SampledSteps:
         self._light = light
         self._modules.start_step(self._frames.held)
         self._modules.reading_graph = self._is_graph_due()
-        self._panel.start_step()
+        if not light:
+            self._panel.start_step(self._samples)
         self._hooks.start_step()
-        self._hooks.switch_on()
+        self._hooks.switch_on(light=light)
         self.probe.begin_step(self._model(), step, sampled=True)
         if self._holdings.known is not None:
             self._holdings.known.start_step(all_of_them=thorough)
@@ -125,51 +128,93 @@ class SampledSteps:
         model = self._model()
         if model is None:
             return True
-        reaches = self._description.graph(graph, model, self._modules.slots, ungraded=self._modules.cuts)
+        reaches = self._description.graph(
+            graph, model, self._modules.slots, ungraded=self._modules.cuts, held=self._holdings.held,
+            scale_seen=self._pulses.scale_seen,
+        )  # fmt: skip
         self._frames.learn({m.path: (m.type, m.activation) for m in self._description.info.modules})
         return reaches
 
     def before_backward(self, loss: torch.Tensor, graph: Graph | None, *, suspicious: bool) -> None:
         """The instruments look at a ``suspicious`` loss in any case."""
-        self._light = self._light and not suspicious
+        if self._light and suspicious:
+            self._light = False
+            self._panel.start_step(self._samples)  # those that listen to the forward pass have missed it
         if not self._light:
             self._panel.before_backward(loss, graph)
 
     def before_step(self, optimizer: Optimizer) -> None:
         if not self._light:
             self._panel.before_step(optimizer)
-        self.probe.before_step(optimizer)
+        self.probe.before_step(optimizer, self._description.info)
+
+    def take_carried(self) -> None:
+        """Before the first backward: look at gradients that are still there."""
+        if not self._light:
+            self._holdings.parameters().take_carried()
 
     def take_before(self, *, thorough: bool) -> None:
         """Sample the weights and gradients as the optimizer finds them."""
-        parameters = self._holdings.parameters()
-        parameters.take_before()
+        self._holdings.parameters().take_before()
+        self.take_gradients()
         if thorough:
-            parameters.weigh()
+            self._holdings.parameters().weigh()
+
+    def take_gradients(self) -> None:
+        """Take the gradients as they are now: their norms, and samples where the step is not a light one."""
+        parameters = self._holdings.parameters()
+        parameters.take_norms()
+        if not self._light:
+            parameters.take_gradients()
 
     def after_step(self, optimizer: Optimizer) -> None:
         if not self._light:
             self._panel.after_step(optimizer)
 
-    def end(self, step: int, stepped: Collection[str], pulses: PulseMaker) -> bool:
+    def end(self, step: int, stepped: Collection[str]) -> bool:
         """The step is over; whether what it showed was sent off, and not held back until a few more have ended.
 
         ``stepped`` are the parameters whose optimizers made it; none known: all.
         """
         parameters = self._holdings.parameters()
         if not parameters.has_gradients:
-            parameters.take_gradients()
+            self.take_gradients()
         parameters.take_after()
         parameters.end_step(stepped or {site.path for site in parameters.sites})
         if not self._frames.held:
             self._held_since = perf_counter()
-        self._frames.hold(step, loss_scale=pulses.loss_scale, scale_seen=pulses.scale_seen)
+        self._frames.hold(step, loss_scale=self._pulses.loss_scale, scale_seen=self._pulses.scale_seen)
         self._samples += 1
         has_room = self._frames.held < self._places and perf_counter() - self._held_since < MOST_SECONDS
         if self._light and has_room:
             return False
         self._frames.send(parameters, None if self._light else self._panel, amid=False)
         return True
+
+    @property
+    def room(self) -> int:
+        """How many light steps can be held back before a full one; 0 where the one that begins is not light, or is probed."""
+        return self._places - 1 - self._frames.held if self._light and self.probe.is_idle else 0
+
+    def end_light(self, step: int, stepped: Collection[str]) -> float:
+        """A light step is over, and is held back; the next one begins, a light one. The seconds that hooks took of it."""
+        seconds = self.seconds
+        parameters = self._holdings.parameters()
+        parameters.take_after()
+        parameters.end_step(stepped)
+        if not self._frames.held:
+            self._held_since = perf_counter()
+        self._frames.hold(step, loss_scale=None, scale_seen=False)
+        self._samples += 1
+        self._modules.start_step(self._frames.held)
+        self._hooks.start_step()
+        parameters.start_step(all_of_them=False)
+        return seconds
+
+    def send_if_full(self) -> None:
+        """Send off what is held back where there is no room for another step, or it was held for long."""
+        if self._frames.held >= self._places or (self._frames.held and perf_counter() - self._held_since > MOST_SECONDS):
+            self.send(amid=False)
 
     def send(self, *, amid: bool) -> None:
         """Send off what steps showed that are held back; ``amid`` a sampled step that is being made."""
@@ -191,8 +236,10 @@ class SampledSteps:
 
 
 def places_for(model: torch.nn.Module) -> int:
-    """How many sampled steps of a model are held back at most: fewer the more rows each has, of which one a module and
-    gradient, and five a parameter.
-    """
-    rows = 2 * sum(1 for _ in model.modules()) + 5 * sum(1 for _ in model.parameters())
-    return max(1, min(MOST_HELD, MOST_ROWS // rows))
+    """How many sampled steps of a model are held back at most: fewer the more rows each has."""
+    return max(1, min(MOST_HELD, MOST_ROWS // rows_of(model)))
+
+
+def rows_of(model: torch.nn.Module) -> int:
+    """How many rows a sampled step has at most, about: one a module and its gradient, and five a parameter."""
+    return 2 * sum(1 for _ in model.modules()) + 5 * sum(1 for _ in model.parameters())

@@ -1,4 +1,4 @@
-"""Which elements of a tensor stand for it: a block of 32 units by 32 samples, worked out once per shape and layout."""
+"""Which elements of a tensor stand for it: a block of 32 units by a few samples, worked out once per shape and layout."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 UNITS = 32
 SAMPLES = 32
 ELEMENTS = UNITS * SAMPLES
+VECTOR_SAMPLES = 8  # of UNITS of a parameter that is a vector: most have fewer elements than a matrix' sample
 MOST_BATCH = 8  # elements of the batch at one feature and position, whose variance is the signal
 _RUN = 8
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -22,9 +23,9 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 class Block:
     """The sampled elements of one shape and layout, in the order [batch][position][unit]."""
 
-    index: torch.Tensor  # int64 [ELEMENTS], offsets in storage order from the tensor's first element
+    index: torch.Tensor  # int64 [units x samples], offsets in storage order from the tensor's first element
     flat: tuple[int]  # shape of the flat view that the offsets lie in
-    batch: int  # how many batch elements share a position: 1, 2, 4 or 8; positions are SAMPLES / batch
+    batch: int  # how many batch elements share a position: 1, 2, 4 or 8; positions are samples / batch
 
 
 GRID = (SAMPLES // _RUN, _RUN, UNITS)  # shape of a row of samples of a matrix: [runs of columns][columns][rows]
@@ -46,18 +47,18 @@ class Axes:
     batch: int | None
 
 
-def block(shape: tuple[int, ...], strides: tuple[int, ...], axes: Axes, device: torch.device) -> Block:
-    """The block of a tensor of ``shape`` and ``strides``. Copies the offsets to ``device`` once."""
+def block(shape: tuple[int, ...], strides: tuple[int, ...], axes: Axes, samples: int, device: torch.device) -> Block:
+    """The block of UNITS units by ``samples`` of a tensor of that layout. Copies the offsets to ``device`` once."""
     units = _count(shape, axes.unit)
     batch = _count(shape, axes.batch)
     together = next(size for size in (MOST_BATCH, 4, 2, 1) if size <= batch)
-    groups = SAMPLES // together
+    groups = samples // together
     rest = [d for d in range(len(shape)) if d not in (axes.unit, axes.batch)]
     places = math.prod(shape[d] for d in rest)
 
     unit_offset = spread(units, UNITS) * (strides[axes.unit] if axes.unit is not None else 0)
     # Each group of samples stands at one position and takes the next few elements of the batch.
-    in_batch = spread(batch, SAMPLES).reshape(groups, together).T
+    in_batch = spread(batch, samples).reshape(groups, together).T
     batch_offset = in_batch * (strides[axes.batch] if axes.batch is not None else 0)
     position_offset = _offsets(spread(places, groups), [shape[d] for d in rest], [strides[d] for d in rest])
     offsets = (batch_offset + position_offset)[:, :, None] + unit_offset[None, None, :]
@@ -84,7 +85,7 @@ def parameter_block(shape: tuple[int, ...], strides: tuple[int, ...], device: to
         columns = _offsets(runs(math.prod(shape[1:]), SAMPLES), shape[1:], strides[1:])
         offsets = columns[:, None] + spread(shape[0], UNITS)[None, :] * strides[0]
     else:
-        offsets = spread(shape[0] if shape else 1, ELEMENTS) * (strides[0] if strides else 1)
+        offsets = spread(shape[0] if shape else 1, VECTOR_SAMPLES * UNITS) * (strides[0] if strides else 1)
     return Block(torch.from_numpy(offsets.reshape(-1)).to(device), (_extent(shape, strides),), 1)
 
 

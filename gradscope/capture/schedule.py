@@ -7,77 +7,94 @@ from math import ceil
 from statistics import median
 from typing import final
 
-DENSE_STEPS = 12  # sampled from the start: faults of initialisation, wiring and learning rate show here
-# Sampled whatever they cost: a run that blows up within its first hundred steps is seen on its way there, in every run alike.
+from gradscope.capture.ledger import HORIZON
+from gradscope.capture.ledger import Ledger
+from gradscope.capture.ledger import Unseen
+
+# Of a model that is not large these steps are sampled whatever that costs: faults of initialisation, wiring and step size show
+# in the first of them, others need ten samples to be told from chance; see docs/decisions/0011-an-account-from-the-start.md.
+FIRST_STEPS = (0, 1, 2, 3, 4, 6, 10, 16, 25, 40, 70)
+LARGE = 1024  # rows, see ``rows_of``, from which a sampled step costs as much as many others
+# Sampled as well where nobody would notice, or where a run of a hundred steps can carry it: most such have long steps.
+DENSE_STEPS = 12
 EARLY_STEPS = frozenset((14, 17, 20, 24, 29, 35, 42, 50, 60, 72, 86, 100))
+UNNOTICED = 0.5  # seconds that the samples of these steps may take in all, whatever share of a run that is
+COMPARED_EVERY = 12  # steps, of which one is left out where all could be sampled, for the others' times to be compared with
 DENSE_AGAIN = 6  # sampled in a row when something looks wrong
 ALARMS = 8  # dense stretches of that sort that a run may have
-SHARE_FOR_DEBT = 0.5  # of what the budget yields, until the dense stretches are paid for
-SHARE_FOR_NORM = 0.3  # of the budget, for their gradient norm
-LEAST_SHARE = 0.25  # of the budget, that goes to samples whatever the rest costs
+SHARE_FOR_NORM = 0.3  # of the budget, for gradient norms
 WEIGHED_EVERY = 8  # sampled steps, of which one weighs the weights, beside those that are sampled whatever they cost
-DENSE_NORMS = 100  # steps from the start whose gradient norms are all taken
+FIRST_NORMS = 100  # steps from the start whose gradient norms are all taken; of a large model
+FIRST_NORMS_OF_LARGE = 12
+SELDOM = 64  # steps, of which one has its norm taken however dear that is
+ATTENTIVE_STEPS = 100  # steps from the start at each of which the watch itself listens
 MOST_QUIET = 16  # steps in a row after which it is asked again whether to sample
-_REMEMBERED = 64
-_FEWEST_TO_COMPARE = 8
+_FIRST_OF_LATER = 0.4  # what a sample costs, of what the first did, for which everything is made
+_LAST_SAMPLES = 8
+_LAST_NORMS = 64
+_MOST_APART = 8.0  # times the mean, which a single norm that another process came amid counts for at most
+_SETTLED = 20  # steps after which a training's steps are like one another
+_LAID_BY = 4  # samples that credit is kept for
 
 
 @final
 class Governor:
     """Chooses the next sampled step. Spends ``budget`` of the bare step time, or keeps to every ``every``-th step.
 
-    Each step earns ``budget`` times its bare time; what watching takes is paid from it. The dense stretches run into debt,
-    which half of what is earned pays back, while the other half goes on buying samples.
+    ``rows`` says how large the model is, see ``rows_of``.
     """
 
-    def __init__(self, budget: float, every: int | None) -> None:
+    def __init__(self, budget: float, every: int | None, *, rows: int = 0) -> None:
         self._budget = budget
         self._every = every
-        self._credit = 0.0  # seconds earned for samples and not spent
-        self._debt = 0.0  # seconds that the dense stretches took beyond what was earned
-        self._dense_left = DENSE_STEPS
+        self._is_large = rows >= LARGE
+        self._ledger = Ledger(budget)
+        self._unseen = Unseen()
+        self._dense_left = 0
         self._granted = True  # the step is sampled whatever it costs
         self._samples = 0
         self._alarms_left = ALARMS
-        self._sampled: deque[float] = deque(maxlen=_REMEMBERED)
-        self._bare: deque[float] = deque(maxlen=_REMEMBERED)
-        self.sample_cost = 0.0  # seconds that a sampled step takes more than others
-        self._norm_cost = 0.0
-        self.norm_every = 1  # of the steps from DENSE_NORMS on, one in so many has its gradient norm taken
+        self._costs: deque[float] = deque(maxlen=_LAST_SAMPLES)  # seconds that sampled steps took more than others
+        self._norms = 0
+        self._norm_cost = 0.0  # seconds
+        self.norm_every = 1  # from FIRST_NORMS on, one step in so many has its gradient norm taken
 
     def first(self) -> bool:
         """Whether step 0 is sampled: always."""
         return True
 
+    @property
+    def unseen(self) -> float:
+        """Seconds that a sampled step takes more than others, of which gradscope's own clock sees nothing."""
+        return self._unseen.seconds
+
+    @property
+    def sample_cost(self) -> float:
+        """Seconds that a sampled step takes more than others."""
+        return median(self._costs) if self._costs else 0.0
+
     def after(self, step: int, *, seconds: float, own: float, sampled: bool) -> bool:
         """Account for a finished step and say whether the next one is sampled.
 
-        ``seconds`` is the whole step's, ``own`` what gradscope measured of it for itself.
+        ``seconds`` is the whole step's, ``own`` what gradscope takes of it for itself.
         """
-        (self._sampled if sampled else self._bare).append(seconds)
-        cost = max(own, self._difference()) if sampled else own
         if sampled:
             self._samples += 1
-            self.sample_cost = cost if not self.sample_cost else 0.8 * self.sample_cost + 0.2 * cost
-        earned = self._budget * max(seconds - cost, 0.0)
-        self._pay(cost if sampled else min(cost, (1 - LEAST_SHARE) * earned), earned)
+            self._learn_cost(own)
+        if step >= _SETTLED:
+            self._unseen.enter(seconds=seconds, own=own - (self._unseen.seconds if sampled else 0.0), sampled=sampled)
+        self._ledger.enter(1, seconds=seconds, own=own, sampled=sampled, most=_LAID_BY * self.sample_cost)
         self._dense_left = max(self._dense_left - 1, 0)
-        if self._granted and self._dense_left == 0:  # what was sampled regardless of its cost is paid for over time
-            self._debt += max(-self._credit, 0.0)
-            self._credit = max(self._credit, 0.0)
-        self._granted = self._dense_left > 0 or step + 1 in EARLY_STEPS
-        if self._every is not None:
-            return (step + 1) % self._every == 0
-        return self._granted or self._credit >= self.sample_cost
+        self._granted = self._is_granted(step + 1)
+        return self._is_next(step)
 
-    def after_quiet(self, step: int, count: int, *, seconds: float, own: float) -> bool:
-        """Account for the last ``count`` steps up to ``step``, none of them sampled, all at once; see ``after``."""
-        self._bare.append(seconds / count)
-        earned = self._budget * max(seconds - own, 0.0)
-        self._pay(min(own, (1 - LEAST_SHARE) * earned), earned)
-        if self._every is not None:
-            return (step + 1) % self._every == 0
-        return self._credit >= self.sample_cost
+    def after_quiet(self, step: int, count: int, *, seconds: float, own: float, sampled: bool) -> bool:
+        """Account for the last ``count`` steps up to ``step``, all of them ``sampled`` or none, all at once; see ``after``."""
+        self._samples += count if sampled else 0
+        self._unseen.enter(seconds=seconds / count, own=own / count, sampled=sampled)
+        self._ledger.enter(count, seconds=seconds, own=own, sampled=sampled, most=_LAID_BY * self.sample_cost)
+        self._granted = False
+        return self._is_next(step)
 
     @property
     def thorough(self) -> bool:
@@ -91,13 +108,19 @@ class Governor:
 
     def wants_norm(self, step: int) -> bool:
         """Whether the global gradient norm is worked out at this step, should it not be sampled."""
-        return step < DENSE_NORMS or step % self.norm_every == 0
+        return step < (FIRST_NORMS_OF_LARGE if self._is_large else FIRST_NORMS) or step % self.norm_every == 0
 
     def quiet_steps(self, step: int) -> int:
         """How many steps from this one on are not sampled, come what may; those that the budget allows come a little later."""
-        if step < DENSE_NORMS or self._dense_left > 0:
+        if step < ATTENTIVE_STEPS or self._dense_left > 0:
             return 0
         return MOST_QUIET if self._every is None else min(-step % self._every, MOST_QUIET)
+
+    def light_steps(self, step: int) -> int:
+        """How many steps from this one on are sampled lightly, come what may."""
+        if self._every != 1 or step < ATTENTIVE_STEPS or self._dense_left > 0 or self._granted:
+            return 0
+        return -self._samples % WEIGHED_EVERY
 
     def norm_in(self, step: int) -> int:
         """Steps from this one on before the next whose gradient norm is taken."""
@@ -105,10 +128,14 @@ class Governor:
 
     def norm_took(self, seconds: float) -> None:
         """Learn what a gradient norm costs, and take it as often as its share of the budget allows."""
-        self._norm_cost = seconds if not self._norm_cost else 0.8 * self._norm_cost + 0.2 * seconds
-        if len(self._bare) >= _FEWEST_TO_COMPARE:
-            affordable = SHARE_FOR_NORM * self._budget * median(self._bare)
-            self.norm_every = max(1, ceil(self._norm_cost / affordable))
+        # A mean, as that of the steps is: where other processes take the core now and then, medians of what is short and of
+        # what is long cannot be compared. Without the first, for which everything is made.
+        counted = min(seconds, _MOST_APART * self._norm_cost) if self._norms > 1 else seconds
+        self._norm_cost += (counted - self._norm_cost) / max(1, min(self._norms, _LAST_NORMS))
+        self._norms += 1
+        affordable = SHARE_FOR_NORM * self._budget * self._ledger.bare_step
+        if affordable > 0:
+            self.norm_every = min(max(1, ceil(self._norm_cost / affordable)), SELDOM)
 
     def alarm(self) -> None:
         """Something cheap to see went wrong: sample the next few steps whatever they cost, a limited number of times."""
@@ -117,18 +144,28 @@ class Governor:
             self._dense_left = DENSE_AGAIN
 
     def owe(self, seconds: float) -> None:
-        """Pay back over time what a probe took, as the dense stretches are."""
-        self._debt += seconds
+        """Pay back over time what a probe took, as the first samples are."""
+        self._ledger.lend(seconds)
 
-    def _pay(self, cost: float, earned: float) -> None:
-        if self._dense_left == 0 and self._debt > 0:
-            repaid = min(self._debt, SHARE_FOR_DEBT * earned)
-            self._debt -= repaid
-            earned -= repaid
-        self._credit = min(self._credit + earned - cost, max(4 * self.sample_cost, 0.0))
+    def _learn_cost(self, own: float) -> None:
+        if self._samples == 2:
+            self._costs.clear()
+        self._costs.append(own if self._samples > 1 else _FIRST_OF_LATER * own)
 
-    def _difference(self) -> float:
-        """How much longer sampled steps take than others; 0 while there are too few of either to say."""
-        if min(len(self._sampled), len(self._bare)) < _FEWEST_TO_COMPARE:
-            return 0.0
-        return max(median(self._sampled) - median(self._bare), 0.0)
+    def _is_granted(self, step: int) -> bool:
+        wanted = step < DENSE_STEPS or step in EARLY_STEPS
+        if self._every is not None:
+            return wanted or self._dense_left > 0
+        if self._dense_left > 0 or step in FIRST_STEPS:
+            return not self._is_large or self._ledger.can_carry(self.sample_cost)
+        if not wanted or step > HORIZON:
+            return False
+        unnoticed = not self._is_large and self._ledger.sampling + self.sample_cost <= UNNOTICED
+        reserved = 1 + sum(later > step for later in FIRST_STEPS)
+        return unnoticed or self._ledger.can_carry(reserved * self.sample_cost)
+
+    def _is_next(self, step: int) -> bool:
+        if self._every is not None:
+            return (step + 1) % self._every == 0
+        compared = step + 1 >= _SETTLED and (step + 1) % COMPARED_EVERY == 0
+        return self._granted or (self._ledger.credit >= self.sample_cost and not compared)

@@ -29,6 +29,7 @@ from gradscope.capture.quiet import Stretch
 from gradscope.capture.quiet import rate_of
 from gradscope.capture.sampled import SampledSteps
 from gradscope.capture.sampled import places_for
+from gradscope.capture.sampled import rows_of
 from gradscope.capture.schedule import Governor
 from gradscope.capture.sink import Sink
 from gradscope.capture.steps import LOOP
@@ -59,7 +60,7 @@ class Watch:
         self._model = weakref.ref(model)
         self._sink = sink
         self._guard = guard
-        self._governor = Governor(info.budget, info.every)
+        self._governor = Governor(info.budget, info.every, rows=rows_of(model))
         self._mailbox = Mailbox()
         self._hooks = ForwardHooks(guard)
         places = places_for(model) if info.every is not None else 1
@@ -68,13 +69,14 @@ class Watch:
         self._description = Description(info)
         self._holdings = Holdings(model, self._modules, self._description, places=places)
         self._sampled = SampledSteps(
-            model, self._description, self._hooks, self._modules, self._holdings, self._mailbox, self._take_frames, guard,
-            probe=probe, places=places,
+            model, self._description, self._hooks, self._modules, self._holdings, self._mailbox, self._pulses,
+            self._take_frames, guard, probe=probe, places=places,
         )  # fmt: skip
         self._blackbox = BlackBox(model, self._modules, self._put_down)
         self._books = Books(self._pulses, self._governor)
         self._norms = GlobalNorm(self._holdings, self._governor, self._blackbox)
         self._quiet: QuietSteps | None = None  # who listens in our place
+        self._sleeps_for: tuple[str, ...] = ()  # the parameters of the optimizer that steps meanwhile
         self._was_plain = False  # whether the last step had one backward call, with no loss scale
         self._urgent = False  # whether the step's end is to be on the disk at once
         self._attentive = True  # whether this step is sampled, or its gradient norm taken
@@ -170,7 +172,7 @@ class Watch:
             parameters = self._holdings.parameters()
             self._take_norm(parameters.tensors)
             if self._sampled.on:
-                parameters.take_gradients()
+                self._sampled.take_gradients()
             self._manual = True
             self._own_seconds += perf_counter() - started
             self._finish(learning_rate=float("nan"))
@@ -184,14 +186,17 @@ class Watch:
 
     # -- quiet steps
 
-    def wake(self, steps: list[QuietStep], pending: torch.Tensor | float | None) -> None:
-        """Listen again, and catch up with ``steps`` that were made meanwhile; ``pending`` is the loss of the one under way."""
+    def wake(self, steps: list[QuietStep], pending: torch.Tensor | float | None, *, between: bool) -> None:
+        """Listen again, and catch up with ``steps`` that were made meanwhile; ``pending`` is the loss of the one under way.
+
+        A sampled step that is under way goes on as it is; ``between`` two steps the next one begins.
+        """
         started = perf_counter()
         quiet, self._quiet = self._quiet, None
         try:
             if quiet is not None:
-                LOOP.replace(quiet, self)
-            self._catch_up(steps)
+                LOOP.rouse(stepped=pending is None)
+            self._catch_up(steps, begin=between or not self._sampled.on)
             if pending is not None:
                 self._begun = True
                 self._pulses.resume(pending)
@@ -201,12 +206,14 @@ class Watch:
             self._guard()
         self._own_seconds += perf_counter() - started
 
-    def _catch_up(self, steps: list[QuietStep]) -> None:
+    def _catch_up(self, steps: list[QuietStep], *, begin: bool) -> None:
         if not steps:
             return
-        sampled_next = self._books.close_quiet(steps)
+        sampled_next = self._books.close_quiet(steps, sampled=self._sampled.on)
         self._last_end += sum(quiet.seconds for quiet in steps)
-        self._begin_step(sampled=sampled_next)
+        if begin:
+            self._sampled.send_if_full()
+            self._begin_step(sampled=sampled_next)
         self._mailbox.poll()
         self._sink.step_done()
 
@@ -216,22 +223,43 @@ class Watch:
 
     def _sleep(self, optimizer: Optimizer) -> None:
         """Let someone else listen to steps that need little, where the loop is as simple as most are."""
-        most = self._governor.quiet_steps(self._books.step)
+        sampled, step = self._sampled.on, self._books.step
+        most = min(self._governor.light_steps(step), self._sampled.room) if sampled else self._governor.quiet_steps(step)
         plain = LOOP.has_one_listener and not self.info.shared_process and len(self.info.optimizers) == 1
-        if most > 1 and plain and not (self._sampled.on or self._stopped or self._urgent) and self._was_plain:
-            norm_in, norm_every = self._governor.norm_in(self._books.step), self._governor.norm_every
-            stretch = Stretch(most, norm_in, norm_every, *self._pulses.limits)
+        if most > 1 and plain and not (self._stopped or self._urgent) and self._was_plain:
+            norm_in, norm_every = self._governor.norm_in(step), self._governor.norm_every
+            stretch = Stretch(sampled, most, norm_in, norm_every, *self._pulses.limits)
+            self._sleeps_for = self._holdings.names(optimizer)
             own, self._own_seconds = self._own_seconds, 0.0
             self._quiet = QuietSteps(self, optimizer, stretch, last_end=self._last_end, own=own)
-            LOOP.replace(self, self._quiet)
+            LOOP.lull(self._quiet)
 
     def quiet_norm(self, optimizer: Optimizer) -> torch.Tensor | float | None:
         """The norm of the gradients of a quiet step."""
         try:
-            return self._norms.of(tensors_of(optimizer), self.step, sampled=False)
+            norm = self._norms.of(tensors_of(optimizer), self.step, sampled=self._sampled.on)
+            if self._sampled.on:
+                self._sampled.take_before(thorough=False)
         except Exception:
             self._guard()
             return None
+        return norm
+
+    def still_fits(self) -> bool:
+        """Whether the parameters are where they were."""
+        try:
+            return not self._holdings.have_changed(thorough=False)
+        except Exception:
+            self._guard()
+            return True
+
+    def end_sample(self) -> float:
+        """A sampled step has ended, and the next begins; the seconds that hooks took of it."""
+        try:
+            return self._sampled.end_light(self.step, self._sleeps_for)
+        except Exception:
+            self._guard()
+            return 0.0
 
     # -- steps
 
@@ -247,7 +275,7 @@ class Watch:
         if first:
             self._pulses.restart()  # what came before another model's step was that model's loss
         if self._sampled.on and first:
-            parameters.take_carried()
+            self._sampled.take_carried()
             if not self._description.has_optimizer:  # none may come: then the step lies between two backward calls
                 self._sampled.take_before(thorough=self._governor.thorough)
         suspicious = self._pulses.is_suspicious(loss)
@@ -288,7 +316,7 @@ class Watch:
         if self._attentive and self._in_closure:
             self._take_norm(tensors_of(optimizer))
             if self._sampled.on:
-                self._holdings.parameters().take_gradients()
+                self._sampled.take_gradients()
         if self._sampled.on:
             self._sampled.after_step(optimizer)
         return self._ensemble.add(optimizer, names)
@@ -327,7 +355,7 @@ class Watch:
         started = perf_counter()
         self._tell()  # before the frame that it explains
         if self._sampled.on:
-            self._books.prompt |= self._sampled.end(self._books.step, self._ensemble.parameters, self._pulses)
+            self._books.prompt |= self._sampled.end(self._books.step, self._ensemble.parameters)
         self._ensemble.end_step()
         now = perf_counter()
         own = self._own_seconds + self._sampled.seconds + (now - started)

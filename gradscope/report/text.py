@@ -8,10 +8,6 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rich.cells import cell_len
-from rich.cells import set_cell_size
-from rich.text import Text
-
 from gradscope.records import Finding
 from gradscope.records import ProfileRow
 from gradscope.records import RunReport
@@ -23,6 +19,9 @@ from gradscope.report.glyphs import Glyphs
 from gradscope.report.profile import Gap
 from gradscope.report.profile import Scale
 from gradscope.report.profile import shown
+from gradscope.report.rich_parts import Text
+from gradscope.report.rich_parts import cell_len
+from gradscope.report.rich_parts import set_cell_size
 
 WIDTH = 100
 LEAST_WIDTH = 60

@@ -108,6 +108,19 @@ def test_an_input_of_minus_infinity(every):
     assert (found.step, found.place, found.module) == (BAD, "input", "first")
 
 
+def test_what_the_model_makes_of_a_finite_input():
+    class Amounts(Net):
+        def forward(self, x):
+            return super().forward(torch.log1p(x))
+
+    def change(step, x, y):
+        return at_fault(step, x.abs().index_fill_(1, torch.tensor([2]), -3.0), x.abs()), y
+
+    found = origin(Amounts(), change=change)
+    assert (found.step, found.place, found.module, found.before, found.node) == (BAD, "between", "first", None, None)
+    assert found.largest == pytest.approx(max(3.0, float(data(BAD)[0].abs().max())))
+
+
 @EVERY
 def test_weights(every):
     def spoil(model):

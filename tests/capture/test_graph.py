@@ -88,6 +88,12 @@ def graph_of(loss):
         (lambda y: nn.functional.softplus(-SIGNS * y).mean(), "soft_margin", "mean", None),
         (lambda y: -nn.functional.logsigmoid(SIGNS * y.relu()).mean(), "soft_margin", "mean", "relu"),
         (lambda y: nn.functional.soft_margin_loss(y, SIGNS), "soft_margin", "mean", None),
+        (lambda y: -nn.functional.log_softmax(y, 1).gather(1, CLASSES[:, None]).mean(), "cross_entropy", "mean", None),
+        (lambda y: -y.softmax(1).log_softmax(1).gather(1, CLASSES[:, None]).sum(), "cross_entropy", "sum", "softmax"),
+        (lambda y: -y.softmax(1).log_softmax(1)[torch.arange(8), CLASSES].mean(), "cross_entropy", "mean", "softmax"),
+        (lambda y: (y.logsumexp(1) - y.gather(1, CLASSES[:, None])[:, 0]).mean(), "cross_entropy", "mean", None),
+        (lambda y: -(y.log_softmax(1).gather(1, CLASSES[:, None])[:, 0] * TARGETS[:, 0]).mean(), "other", "mean", None),
+        (lambda y: -y.gather(1, CLASSES[:, None]).mean(), "other", "mean", None),
         (lambda y: connectionist(y.softmax(-1)), "ctc", "none", "softmax"),
         (lambda y: connectionist(y.log_softmax(-1)), "ctc", "none", "log_softmax"),
         (lambda y: torch.relu(1 - y).mean() + torch.relu(1 + y).mean(), "other", None, None),
@@ -110,6 +116,12 @@ def test_shapes_classes_and_the_best_constant_prediction():
     assert entropy.baseline == pytest.approx(math.log(5))
     (square,) = read_losses(graph_of(lambda y: nn.functional.mse_loss(y, TARGETS)))
     assert square.baseline == pytest.approx(TARGETS.var(correction=0).item())
+
+
+def test_a_cross_entropy_by_hand_has_classes_and_labels():
+    (found,) = read_losses(graph_of(lambda y: -y.log_softmax(1).gather(1, CLASSES[:, None]).mean()))
+    assert (found.node, found.target_shape, found.classes) == ("Gather", (8,), 5)
+    assert found.baseline == pytest.approx(math.log(5))
 
 
 def test_what_a_target_is_made_of():
@@ -162,9 +174,29 @@ def test_a_silent_broadcast_is_seen(loss):
     assert {found.left, found.right} == {(8, 1), (8,)}
 
 
+MAPS = TARGETS[:, :4].view(8, 2, 2)
+
+
 @pytest.mark.parametrize(
     "loss",
     [
+        lambda y: ((y[:, :4].view(8, 1, 2, 2) - MAPS) ** 2).mean(),
+        lambda y: (y[:, :4].view(8, 2, 2) - MAPS.unsqueeze(1)).abs().mean(),
+        lambda y: -(MAPS * y[:, :4].view(8, 1, 2, 2).sigmoid().log()).mean(),
+    ],
+)
+def test_a_silent_broadcast_of_maps_is_seen(loss):
+    (found,) = read_broadcasts(graph_of(loss))
+    assert found.result == (8, 8, 2, 2)
+    assert {found.left, found.right} == {(8, 1, 2, 2), (8, 2, 2)}
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y: ((y[:, :4].view(8, 1, 2, 2) - MAPS.unsqueeze(1)) ** 2).mean(),
+        lambda y: ((y[:, :4].view(8, 2, 2).unsqueeze(1) - MAPS) ** 2).mean(),
+        lambda y: ((y[:, None] - TARGETS) ** 2).mean(),
         lambda y: ((y - TARGETS) ** 2).mean(),
         lambda y: ((y[:, 0] - TARGETS[:, 0]) ** 2).mean(),
         lambda y: ((y - y.mean(0)) ** 2).mean(),
@@ -261,3 +293,25 @@ def test_reached_parameters_and_where_the_graph_is_cut():
     whole = facts(mlp(5, 4, 3)).wiring
     assert len(whole.reached) == 4
     assert whole.cuts == ()
+
+
+@pytest.mark.parametrize(
+    ("function", "activation"),
+    [
+        (lambda x: 1 / (1 + torch.exp(-x)), "sigmoid"),
+        (lambda x: (1 + (-1 * x).exp()).reciprocal(), "sigmoid"),
+        (lambda x: torch.exp(-x), None),
+        (lambda x: torch.log(1 + torch.exp(-x)), None),
+    ],
+)
+def test_a_sigmoid_that_is_written_out(function, activation):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 5), nn.Linear(5, 5)
+
+        def forward(self, x):
+            return self.b(function(self.a(x)))
+
+    modules = {module.path: module for module in facts(Model()).modules}
+    assert modules["a"].activation == activation

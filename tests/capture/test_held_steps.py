@@ -57,7 +57,7 @@ def test_in_the_middle_of_a_step_they_can_be_asked_for():
             optimizer.step()
     assert [frame.step for frame in seen.frames] == list(range(40))
     for frame in seen.frames[1:]:
-        for name in ("activation.rms", "activation_gradient.rms", "weight_gradient.absmax", "update.outside_change"):
+        for name in ("activation.rms", "activation_gradient.rms", "weight_gradient.norm", "update.outside_change"):
             matrices = [site.path.endswith("weight") for site in frame.schema.sites(name.partition(".")[0])]
             column = frame.columns[name][matrices] if "weight" in name or "update" in name else frame.columns[name]
             assert np.isfinite(column).all(), (frame.step, name)

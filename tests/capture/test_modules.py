@@ -329,3 +329,19 @@ def test_hooks_are_there_on_sampled_steps_only():
         found = [(bool(hooks), len(step(model, optimizer, x)._backward_hooks or ())) for _ in range(4)]
     assert found == [(True, 1), (False, 0)] * 2
     assert not hooks
+
+
+@pytest.mark.parametrize("depth", [8, 600, 1100])
+def test_of_very_many_modules_each_is_sampled_more_sparsely_and_as_rightly(depth):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.ReLU() for _ in range(depth)), nn.Linear(40, 1))
+    x = torch.randn(64, 40)
+    x[:, 3] = -1.0  # never active
+    whole = x.relu()
+    seen = seen_of(model, x)
+    bits = int(seen.get("activation.active_low", "0")) | int(seen.get("activation.active_high", "0")) << 16
+    assert seen.get("activation.rms", "0") == pytest.approx(whole.square().mean().sqrt().item(), rel=0.1)
+    assert seen.get("activation.signal", "0") == pytest.approx(whole.var(0).mean().sqrt().item(), rel=0.15)
+    assert seen.get("activation.zero", "0") == pytest.approx((whole == 0).float().mean().item(), abs=0.1)
+    assert bits.bit_count() == 31
+    assert seen.get("activation_gradient.rms", str(depth)) > 0

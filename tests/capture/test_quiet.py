@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import pytest
 import torch
 from torch.nn.functional import mse_loss
 
 from gradscope.capture import schedule
-from gradscope.capture.schedule import DENSE_NORMS
+from gradscope.capture.schedule import ATTENTIVE_STEPS
 from tests.capture.watching import watching
 from tests.models import mlp
 
@@ -39,7 +41,7 @@ def default_budget(model):
 
 def test_losses_norms_and_rates_are_those_of_the_loop(monkeypatch):
     with_stand_in, asleep = train(default_budget, rate=lambda number: 1e-3 / (1 + number))
-    assert sum(asleep[DENSE_NORMS:]) > 60
+    assert sum(asleep[ATTENTIVE_STEPS:]) > 60
     monkeypatch.setattr(schedule, "MOST_QUIET", 0)
     alone, never = train(default_budget, rate=lambda number: 1e-3 / (1 + number))
     assert not any(never)
@@ -47,7 +49,7 @@ def test_losses_norms_and_rates_are_those_of_the_loop(monkeypatch):
         assert with_stand_in.field(name) == alone.field(name)
     norms = dict(zip(alone.field("step"), alone.field("gradient_norm"), strict=True))
     taken = [(s, n) for s, n in zip(with_stand_in.field("step"), with_stand_in.field("gradient_norm"), strict=True) if n == n]
-    assert len([step for step, _ in taken if step >= DENSE_NORMS]) >= 3
+    assert len([step for step, _ in taken if step >= ATTENTIVE_STEPS]) >= 1
     assert all(norm == norms[step] for step, norm in taken if norms[step] == norms[step])
 
 
@@ -63,3 +65,58 @@ def test_a_gradient_that_is_not_finite_is_found_in_its_step():
     assert any(asleep[150:190])
     assert any(math.isinf(norm) for norm in seen.field("gradient_norm")[190:])
     assert seen.facts.origin is not None
+
+
+def test_light_steps_that_a_stand_in_takes_are_those_that_the_watch_takes(monkeypatch):
+    with_stand_in, asleep = train(watching, rate=lambda number: 1e-3 / (1 + number))
+    assert sum(asleep[ATTENTIVE_STEPS:]) > 60
+    monkeypatch.setattr(schedule, "ATTENTIVE_STEPS", STEPS)
+    alone, never = train(watching, rate=lambda number: 1e-3 / (1 + number))
+    assert not any(never)
+    assert [frame.step for frame in with_stand_in.frames] == [frame.step for frame in alone.frames] == list(range(STEPS))
+    for one, other in zip(alone.frames, with_stand_in.frames, strict=True):
+        assert one.columns.keys() == other.columns.keys()
+        for name, column in one.columns.items():
+            np.testing.assert_allclose(other.columns[name], column, rtol=1e-6, err_msg=f"{name} of step {one.step}")
+    for name in ("step", "loss", "gradient_norm", "learning_rate", "backwards", "sampled"):
+        assert with_stand_in.field(name) == alone.field(name)
+
+
+@pytest.mark.parametrize("amid", [False, True])
+def test_light_steps_that_are_asked_for_half_way_are_all_there(amid):
+    torch.manual_seed(0)
+    model = mlp(4, 8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    asleep = 0
+    with watching(model) as seen:
+        for number in range(STEPS):
+            optimizer.zero_grad()
+            loss = mse_loss(model(torch.randn(8, 4)), torch.randn(8, 1))
+            asleep += seen.watch._quiet is not None
+            if amid and number % 5 == 0:
+                seen.watch.settle()
+            loss.backward()
+            optimizer.step()
+            if not amid and number % 5 == 0:
+                seen.watch.settle()
+    assert asleep > 40
+    assert [frame.step for frame in seen.frames] == seen.field("step") == list(range(STEPS))
+    for frame in seen.frames[1:]:
+        for name in ("activation.rms", "activation_gradient.rms", "weight_gradient.norm"):
+            assert np.isfinite(frame.columns[name]).all(), (frame.step, name)
+
+
+def test_a_parameter_that_is_replaced_amid_light_steps_is_followed():
+    torch.manual_seed(0)
+    model = mlp(4, 8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with watching(model) as seen:
+        for number in range(STEPS):
+            if number % 9 == 4:
+                model[0].weight.data = model[0].weight.data.clone()
+            optimizer.zero_grad()
+            mse_loss(model(torch.randn(8, 4)), torch.randn(8, 1)).backward()
+            optimizer.step()
+    assert [frame.step for frame in seen.frames] == list(range(STEPS))
+    ratios = [seen.get("update.ratio", "0.weight", step=i) for i in range(STEPS)]
+    assert all(0 < ratio < 0.1 for ratio in ratios)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gradscope.capture.sampling import ELEMENTS
 from gradscope.capture.sampling import SAMPLES
 from gradscope.capture.sampling import UNITS
+from gradscope.capture.sampling import VECTOR_SAMPLES
 from gradscope.capture.sampling import Axes
 from gradscope.capture.sampling import block
 from gradscope.capture.sampling import parameter_block
@@ -41,7 +42,7 @@ def test_indices_fill_the_whole_evenly(size):
 @pytest.mark.parametrize("batch", [1, 2, 3, 6, 8, 64])
 def test_the_block_is_batch_by_position_by_unit(batch):
     tensor = torch.arange(batch * 50 * 7 * 5).view(batch, 50, 7, 5)
-    found = block(tuple(tensor.shape), tensor.stride(), Axes(unit=1, batch=0), CPU)
+    found = block(tuple(tensor.shape), tensor.stride(), Axes(unit=1, batch=0), SAMPLES, CPU)
     picked = tensor.flatten()[found.index].view(found.batch, SAMPLES // found.batch, UNITS)
     b, c, place = picked // 1750, picked % 1750 // 35, picked % 35
     assert (c == c[:1, :1]).all()  # one unit in each column
@@ -96,6 +97,9 @@ def test_offsets_stay_inside_in_any_layout(shape, random):
     tensor = torch.zeros([shape[d] for d in order]).permute([order.index(d) for d in range(len(shape))])
     assert list(tensor.shape) == shape
     axes = Axes(unit=len(shape) - 1 if shape else None, batch=0 if len(shape) > 1 else None)
-    for found in (block(tuple(shape), tensor.stride(), axes, CPU), parameter_block(tuple(shape), tensor.stride(), CPU)):
-        assert found.index.shape == (ELEMENTS,)
+    for found in (
+        block(tuple(shape), tensor.stride(), axes, SAMPLES, CPU),
+        parameter_block(tuple(shape), tensor.stride(), CPU),
+    ):
+        assert found.index.shape[0] in (ELEMENTS, VECTOR_SAMPLES * UNITS)
         assert 0 <= int(found.index.min()) <= int(found.index.max()) < found.flat[0] <= max(tensor.numel(), 1)

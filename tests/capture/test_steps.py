@@ -227,6 +227,24 @@ def test_a_loss_scale_that_was_seen_is_known_however_small_it_becomes(every):
         assert kept == pytest.approx(seen.frames[0].histograms["activation_gradient"])
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_loss_scale_that_only_skipped_steps_had_large_is_known(every):
+    torch.manual_seed(0)
+    model = mlp(4, 8, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
+    x = torch.randn(8, 4)
+    with watching(model, every=every) as seen:
+        for _ in range(24):
+            optimizer.zero_grad()
+            loss = 100 * model(x).square().mean()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update(64.0)
+    assert seen.field("loss") == pytest.approx([loss.item()] * 23)
+    assert seen.field("loss_scale") == [64.0] * 23
+
+
 def test_a_small_power_of_two_is_a_weight_where_no_scale_was_seen():
     model = mlp(4, 8, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

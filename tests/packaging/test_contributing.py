@@ -57,7 +57,7 @@ def _readings(instrument: Instrument) -> list[float]:
     """With a loss of four nodes (sum, square, product, accumulation), and in the next step with none."""
     weight = torch.ones(3, requires_grad=True)
     loss = (2 * weight).square().sum()
-    instrument.start_step()
+    instrument.start_step(0)
     instrument.before_backward(loss, Graph(loss))
     found = [instrument.read((), ()) for _ in range(2)]
     return [float(reading.columns(())["step.graph_nodes"][0]) for reading in found]

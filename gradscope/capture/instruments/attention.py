@@ -21,7 +21,7 @@ from gradscope.capture.graph import short_name
 from gradscope.capture.graph import source_of
 from gradscope.capture.instruments.instrument import Instrument
 from gradscope.capture.instruments.instrument import Reading
-from gradscope.capture.lossnodes import constant_factor
+from gradscope.capture.operands import constant_factor
 from gradscope.capture.sampling import spread
 from gradscope.records import Array
 from gradscope.records import Site
@@ -69,11 +69,11 @@ class AttentionProbe(Instrument):
     def sites(self) -> Mapping[str, tuple[Site, ...]]:
         return {"attention": self._sites}
 
-    def start_step(self) -> None:
+    def start_step(self, samples: int) -> None:
         self._shown.clear()
 
     def switch_off(self) -> None:
-        self.start_step()
+        self._shown.clear()
 
     def before_backward(self, loss: torch.Tensor, graph: Graph | None) -> None:
         model = self._model()

@@ -22,6 +22,7 @@ from torch.optim.optimizer import Optimizer
 from gradscope.capture.graph import Graph
 from gradscope.capture.instruments.instrument import Instrument
 from gradscope.capture.instruments.instrument import Reading
+from gradscope.capture.pulses import PulseMaker
 from gradscope.capture.pulses import is_loss_scale
 from gradscope.capture.pulses import loss_scale_of
 from gradscope.capture.transfer import number_at_hand
@@ -96,12 +97,13 @@ class _Call:
 class Clipping(Instrument):
     """Fills the columns of kind ``step`` about clipping. A call in the right place counts before one that is not."""
 
-    def __init__(self, model: torch.nn.Module, guard: Callable[[], None]) -> None:
+    def __init__(self, model: torch.nn.Module, pulses: PulseMaker, guard: Callable[[], None]) -> None:
         self._model = weakref.ref(model)
+        self._pulses = pulses
         self._guard = guard
         self._ours: frozenset[int] = frozenset()  # the model's parameters by ``id``
         self._on = False
-        self.start_step()
+        self._forget()
 
     @property
     def sites(self) -> Mapping[str, tuple[Site, ...]]:
@@ -116,9 +118,12 @@ class Clipping(Instrument):
         if self._on:
             self._on = False
             SHEARS.leave(self)
-        self.start_step()
+        self._forget()
 
-    def start_step(self) -> None:
+    def start_step(self, samples: int) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         self._early: list[_Call] = []  # before the step's first backward pass
         self._late: list[_Call] = []  # since its last
         self._backwards = 0
@@ -178,13 +183,14 @@ class Clipping(Instrument):
         limits = [call.limit for call in calls if call.norm is not None]
         scaled = IN_PLACE in places and self._scale is not None and self._used is not None
         tensors = [*norms, self._scale, self._used] if scaled else norms
+        scale_seen = self._pulses.scale_seen
 
         def columns(arrays: Sequence[Array]) -> dict[str, Array]:
             found = [float(array) for array in arrays]
             at = _tightest(found[: len(limits)], limits)
             norm, limit = (found[at], limits[at]) if limits else (float("nan"), float("nan"))
             place = min(places, default=float("nan"))
-            if scaled and _is_scaled(min(norm, limit), *found[len(limits) :]):
+            if scaled and _is_scaled(min(norm, limit), *found[len(limits) :], scale_seen=scale_seen):
                 place = STILL_SCALED
             return _columns(norm, limit, place)
 
@@ -211,6 +217,6 @@ def _tightest(norms: Sequence[float], limits: Sequence[float]) -> int:
     return shares.index(max(shares)) if shares else -1
 
 
-def _is_scaled(clipped: float, scale: float, used: float) -> bool:
+def _is_scaled(clipped: float, scale: float, used: float, *, scale_seen: bool) -> bool:
     """Whether the norm that clipping left is nearer to ``scale`` times the norm that the optimizer used than to that norm."""
-    return is_loss_scale(scale) and 0 < used < float("inf") and clipped > scale**0.5 * used
+    return is_loss_scale(scale, seen=scale_seen) and 0 < used < float("inf") and clipped > scale**0.5 * used

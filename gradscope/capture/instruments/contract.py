@@ -27,8 +27,9 @@ from gradscope.capture.instruments.labels import entropy
 from gradscope.capture.losses import own_shape
 from gradscope.capture.lossnodes import Found
 from gradscope.capture.lossnodes import find_losses
-from gradscope.capture.lossnodes import may_be_loss_scale
 from gradscope.capture.lossnodes import terms
+from gradscope.capture.operands import may_be_loss_scale
+from gradscope.capture.pulses import PulseMaker
 from gradscope.capture.pulses import is_loss_scale
 from gradscope.capture.sampling import spread
 from gradscope.records import STATISTICS
@@ -82,7 +83,8 @@ class Contract(Instrument):
     linear layer that made them; where another layer did, its log-probabilities stand for them in the columns of the input.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pulses: PulseMaker) -> None:
+        self._pulses = pulses
         self._places: dict[_Key, int] = {}
         self._sites: tuple[Site, ...] = ()
         self._taken: dict[int, _Taken] = {}
@@ -98,8 +100,8 @@ class Contract(Instrument):
     def sites(self) -> Mapping[str, tuple[Site, ...]]:
         return {"loss": self._sites}
 
-    def start_step(self) -> None:
-        self._steps += 1
+    def start_step(self, samples: int) -> None:
+        self._steps = samples
         self._forget()
 
     def switch_off(self) -> None:
@@ -118,7 +120,7 @@ class Contract(Instrument):
             stack.enter_context(torch.no_grad())
             if torch.is_autocast_enabled(loss.device.type):
                 stack.enter_context(torch.autocast(loss.device.type, enabled=False))
-            for found in find_losses(loss.grad_fn, most=NEAR):
+            for found in find_losses(loss.grad_fn, most=NEAR, scale_seen=self._pulses.scale_seen):
                 kind = (found.kind, found.node, found.classes)
                 seen[kind] = seen.get(kind, -1) + 1
                 place = self._place((*kind, seen[kind]))
@@ -221,6 +223,7 @@ class Contract(Instrument):
         names = [(place, name) for place, each in taken.items() for name in each.tensors]
         tensors = [taken[place].tensors[name] for place, name in names]
         tensors += [tensor for both in labels.values() for tensor in both]
+        scale_seen = self._pulses.scale_seen
         self._forget()
         if self._steps >= max(self._due, LOGITS_DENSE):
             self._due = self._steps + LOGITS_EVERY
@@ -232,7 +235,7 @@ class Contract(Instrument):
                 shown[place][name] = array
             counted = arrays[len(names) :]
             for place, each in taken.items():
-                values = _numbers(each, shown[place])
+                values = _numbers(each, shown[place], scale_seen=scale_seen)
                 values["target_count"] = float(elements.get(place, math.nan))
                 if place in labels:
                     at = 2 * list(labels).index(place)
@@ -243,8 +246,8 @@ class Contract(Instrument):
         return Reading(tuple(tensors), columns)
 
 
-def _numbers(taken: _Taken, shown: Mapping[str, Array]) -> dict[str, float]:
-    values = {"weight": _weight(taken, shown)}
+def _numbers(taken: _Taken, shown: Mapping[str, Array], *, scale_seen: bool) -> dict[str, float]:
+    values = {"weight": _weight(taken, shown, scale_seen=scale_seen)}
     output = _rows(taken, shown, "output")
     if output is not None:
         mean, rms, signal = _moments(output)
@@ -257,11 +260,11 @@ def _numbers(taken: _Taken, shown: Mapping[str, Array]) -> dict[str, float]:
     return values
 
 
-def _weight(taken: _Taken, shown: Mapping[str, Array]) -> float:
+def _weight(taken: _Taken, shown: Mapping[str, Array], *, scale_seen: bool) -> float:
     weight = taken.found_factor
     for i, (inverse, may_be_scale) in enumerate(taken.inverse):
         scale = float(shown[f"scale{i}"].reshape(()))
-        if not (may_be_scale and is_loss_scale(scale)):
+        if not (may_be_scale and is_loss_scale(scale, seen=scale_seen)):
             weight = weight * scale if not inverse else (weight / scale if scale else math.nan)
     if taken.reduction == "sum" and any(abs(weight * count - 1) < 1e-3 for count in taken.counts if count > 1):
         return 1.0  # a sum divided by the number of its terms

@@ -28,7 +28,7 @@ class GraphSize(Instrument):
     def sites(self) -> Mapping[str, tuple[Site, ...]]:
         return {}
 
-    def start_step(self) -> None:
+    def start_step(self, samples: int) -> None:
         self._nodes = math.nan
 
     def before_backward(self, loss: torch.Tensor, graph: Graph | None) -> None:

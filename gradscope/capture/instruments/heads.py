@@ -12,7 +12,7 @@ import torch
 
 from gradscope.capture.graph import saved_tensor
 from gradscope.capture.graph import short_name
-from gradscope.capture.lossnodes import constant_factor
+from gradscope.capture.operands import constant_factor
 
 # Those that leave every element at its place in row-major order.
 _IN_ORDER = frozenset("View UnsafeView Reshape ReshapeAlias Squeeze Unsqueeze Alias ToCopy Clone".split())

@@ -47,8 +47,8 @@ class Instrument(ABC):
     def switch_off(self) -> None:  # noqa: B027
         """The next step is not sampled. Called again at the end, whether it is on or not."""
 
-    def start_step(self) -> None:  # noqa: B027
-        """A sampled step begins."""
+    def start_step(self, samples: int) -> None:  # noqa: B027
+        """A sampled step begins, which so many went before, those among them that the instruments sat out."""
 
     def before_backward(self, loss: torch.Tensor, graph: Graph | None) -> None:  # noqa: B027
         """A backward pass of our model's starts from ``loss``; ``graph`` is read in full on the steps that can afford it."""

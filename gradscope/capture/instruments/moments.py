@@ -75,8 +75,8 @@ class Moments(Instrument):
     def sites(self) -> Mapping[str, tuple[Site, ...]]:
         return {}
 
-    def start_step(self) -> None:
-        self._steps += 1
+    def start_step(self, samples: int) -> None:
+        self._steps = samples + 1
         self._found = []
 
     def switch_off(self) -> None:

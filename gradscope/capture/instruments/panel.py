@@ -23,14 +23,14 @@ class Panel:
         self._instruments = tuple(instruments)
         self._on = False
 
-    def start_step(self) -> None:
-        """A sampled step begins."""
+    def start_step(self, samples: int) -> None:
+        """A sampled step begins, which so many went before."""
         if not self._on:
             self._on = True
             for instrument in self._instruments:
                 instrument.switch_on()
         for instrument in self._instruments:
-            instrument.start_step()
+            instrument.start_step(samples)
 
     def switch_off(self) -> None:
         self._on = False

@@ -106,7 +106,10 @@ class Recurrence(Instrument):
         calls = (key for key, known in self._known.items() if learning and not known.fused)
         fused = (key for key, known in self._known.items() if known.fused)
         self._hooks.listen(
-            self, after=dict.fromkeys(calls, self._after_forward), before=dict.fromkeys(fused, self._before_forward)
+            self,
+            after=dict.fromkeys(calls, self._after_forward),
+            before=dict.fromkeys(fused, self._before_forward),
+            light=False,
         )
 
     @property
@@ -127,10 +130,10 @@ class Recurrence(Instrument):
         self._on = False
         self._forget()
 
-    def start_step(self) -> None:
+    def start_step(self, samples: int) -> None:
         self._forget()
-        self._steps += 1
-        if self._steps == LEARNING + 1 and not self._any_repeated:
+        was_learning, self._steps = self._steps <= LEARNING, samples + 1
+        if was_learning and self._steps > LEARNING and not self._any_repeated:
             self._listen()
 
     def _forget(self) -> None:

@@ -39,7 +39,7 @@ class Repetition(Instrument):
     def sites(self) -> Mapping[str, tuple[Site, ...]]:
         return {}
 
-    def start_step(self) -> None:
+    def start_step(self, samples: int) -> None:
         if not self._was_read:
             self._last = {}
         self._was_read = False

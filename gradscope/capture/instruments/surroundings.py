@@ -75,14 +75,14 @@ class Surroundings(Instrument):
             self._modes = {
                 id(module): weakref.ref(module) for module in model.modules() if module is model or _has_mode(module)
             }
-            self._hooks.listen(self, after=dict.fromkeys(self._modes, self._after_forward), before={})
+            self._hooks.listen(self, after=dict.fromkeys(self._modes, self._after_forward), before={}, light=False)
         self._switchings += 1
 
     def switch_off(self) -> None:
         self._on = False
         self._forget()
 
-    def start_step(self) -> None:
+    def start_step(self, samples: int) -> None:
         self._forget()
 
     def _forget(self) -> None:

@@ -8,7 +8,9 @@ above He's variance, a deep model without normalisation.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
 from contextlib import nullcontext
@@ -18,11 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.modules.module import register_module_forward_hook
+from torch.optim.optimizer import Optimizer
 from torch.utils._pytree import tree_map
 
+from gradscope.capture.probe.forward_again import Forward
 from gradscope.capture.probe.linesearch import overshoot
 from gradscope.capture.probe.replay import Change
 from gradscope.capture.probe.replay import Replay
+from gradscope.capture.probe.replay import Seen
 from gradscope.capture.probe.replay import Weights
 from gradscope.capture.probe.replay import along
 from gradscope.records import LossInfo
@@ -62,11 +67,19 @@ def without_faults(
     One forward and backward pass in all, and one with at most eight forward passes for each of at most four faults. {} where
     the optimizer is not one whose step can be made again.
     """
-    faults = list(_suspected(replay, model, info, untrained=untrained)) if replay.steps_again else []
+    if not replay.steps_again:
+        return {}
+    faults = list(_suspected(replay.forward, replay.before, model, info, untrained=untrained, size=lambda: _step_size(replay)))
     clip = _clip(replay) if faults else None
     if clip is None:
         return {}
     return {fault.rule: _overshoot(replay, fault, clip, tolerance) for fault in faults}
+
+
+def may_be_faulty(seen: Seen, optimizer: Optimizer, model: torch.nn.Module, info: RunInfo, *, untrained: bool) -> bool:
+    """Whether ``without_faults`` may have something to try on the step that the optimizer is about to make."""
+    weights = {id(p): p.detach() for group in optimizer.param_groups for p in group["params"]}
+    return any(_suspected(seen.forward, weights, model, info, untrained=untrained, size=lambda: 0.0))
 
 
 def _clip(replay: Replay) -> float | None:
@@ -78,8 +91,7 @@ def _clip(replay: Replay) -> float | None:
         return None
     limit = used_norm if used_norm < 0.999 * norm else math.inf
     made, again = replay.after, replay.step(replay.before, _clipped(gradient, limit))
-    off = _norm({key: again[key] - made[key] for key in made})
-    moved = _norm({key: made[key] - replay.before[key] for key in made})
+    off, moved = _distance(again, made), _distance(made, replay.before)
     return limit if off <= SAME_STEP * moved else None
 
 
@@ -87,8 +99,7 @@ def _overshoot(replay: Replay, fault: _Fault, clip: float, tolerance: float) -> 
     scales = fault.scales or {}
     start: Weights = {key: w * scales[key] if key in scales else w for key, w in replay.before.items()}
     with _normalising(fault.normalised):
-        gradient = replay.gradient(start, change=fault.change, factor=fault.factor)
-        end = replay.step(start, _clipped(gradient, clip))
+        end = replay.step(start, _clipped(replay.gradient(start, change=fault.change, factor=fault.factor), clip))
 
         def phi(length: float) -> float:
             return replay.loss(along(start, end, length), change=fault.change, factor=fault.factor)
@@ -96,17 +107,20 @@ def _overshoot(replay: Replay, fault: _Fault, clip: float, tolerance: float) -> 
         return overshoot(phi, phi(0.0), phi(1.0), deepest=_DEEPEST, bisections=_BISECTIONS, tolerance=tolerance)
 
 
-def _suspected(replay: Replay, model: torch.nn.Module, info: RunInfo, *, untrained: bool) -> Iterator[_Fault]:
+def _suspected(
+    forward: Forward, before: Weights, model: torch.nn.Module, info: RunInfo, *, untrained: bool, size: Callable[[], float]
+) -> Iterator[_Fault]:
+    """``before`` are the weights before the step, ``size`` says how long it is: the update ratio of the median matrix."""
     count = _terms(info)
     if count > 1:
         yield _Fault("loss-reduction-sum", factor=1 / count)
-    sizes = {id(x): rms for x in replay.forward.inputs if (rms := _rms(x)) > LARGE_INPUT}
+    sizes = {id(x): rms for x in forward.inputs if (rms := _rms(x)) > LARGE_INPUT}
     if sizes:
         yield _Fault("unnormalized-input", change=lambda given: tree_map(lambda leaf: _divided(leaf, sizes), given))
-    scales = _scales(replay, model, info) if untrained else {}
+    scales = _scales(before, model, info) if untrained else {}
     if scales:
         yield _Fault("init-too-large", scales=scales)
-    modules = _unnormalised(replay, model, info) if untrained else frozenset()
+    modules = _unnormalised(size, model, info) if untrained else frozenset()
     if modules:
         yield _Fault("missing-normalization", normalised=modules)
 
@@ -141,7 +155,7 @@ def _divided(leaf: Any, sizes: dict[int, float]) -> Any:
 # -- the weights
 
 
-def _scales(replay: Replay, model: torch.nn.Module, info: RunInfo) -> dict[int, float]:
+def _scales(before: Weights, model: torch.nn.Module, info: RunInfo) -> dict[int, float]:
     """1/sqrt(rho) for each matrix layer but those that a normalisation follows; {} where rho is ordinary.
 
     rho = fan_in · Var(W) / gain² (He et al., 2015, section 2.2). The last layer, which sets no more than the scale of the
@@ -153,8 +167,8 @@ def _scales(replay: Replay, model: torch.nn.Module, info: RunInfo) -> dict[int, 
     rhos: dict[int, float] = {}
     for module, weight in layers:
         key = id(tensors.get(weight.name))
-        if key in replay.before and not module.norm_follows and not weight.zero_at_start:
-            variance = float(replay.before[key].float().square().mean())
+        if key in before and not module.norm_follows and not weight.zero_at_start:
+            variance = float(before[key].float().square().mean())
             rhos[key] = weight.fan_in * variance * ACTIVATION_ENERGY.get(module.activation or "", 1.0)
     rhos = {key: rho for key, rho in rhos.items() if rho > 0 and math.isfinite(rho)}
     last = id(tensors.get(layers[-1][1].name)) if layers else 0
@@ -174,7 +188,7 @@ def _matrix(module: ModuleInfo, known: dict[str, ParameterInfo]) -> ParameterInf
 # -- the layers' scale
 
 
-def _unnormalised(replay: Replay, model: torch.nn.Module, info: RunInfo) -> frozenset[int]:
+def _unnormalised(size: Callable[[], float], model: torch.nn.Module, info: RunInfo) -> frozenset[int]:
     """The blocks of a residual stack, or else the layers of a deep plain net, in a model that normalises nowhere.
 
     A normalised net bears any step. So a plain net is suspected only where the step was one that each layer by itself bears.
@@ -188,7 +202,7 @@ def _unnormalised(replay: Replay, model: torch.nn.Module, info: RunInfo) -> froz
             if module.role in ("container", "other"):
                 families.setdefault((module.path.rpartition(".")[0], module.type), []).append(module.path)
         paths, fewest = max(families.values(), key=len, default=[]), FEWEST_BLOCKS
-    elif _step_size(replay) < ORDINARY_STEP:
+    elif size() < ORDINARY_STEP:
         known = {p.name: p for p in info.parameters}
         paths, fewest = [module.path for module in info.modules if _matrix(module, known) is not None][:-1], FEWEST_PLAIN - 1
     else:
@@ -231,11 +245,19 @@ def _hooked(modules: frozenset[int]) -> Iterator[None]:
 # -- gradients
 
 
-def _norm(tensors: dict[int, torch.Tensor]) -> float:
+def _norm(tensors: Mapping[int, torch.Tensor]) -> float:
     norms = torch._foreach_norm([tensor.float() for tensor in tensors.values()]) if tensors else []
     return math.hypot(*(float(norm) for norm in norms))
 
 
+def _distance(weights: Weights, others: Weights) -> float:
+    """Tensor by tensor: all differences at once would take as much memory as the weights."""
+    return math.hypot(*(float((weights[key] - other).float().norm()) for key, other in others.items()))
+
+
 def _clipped(gradient: dict[int, torch.Tensor], limit: float) -> dict[int, torch.Tensor]:
+    """The same tensors, made shorter in place."""
     norm = _norm(gradient)
-    return gradient if norm <= limit else {key: g * (limit / norm) for key, g in gradient.items()}
+    if norm > limit:
+        torch._foreach_mul_(list(gradient.values()), limit / norm)
+    return gradient

@@ -3,10 +3,11 @@
 A quadratic loss phi(s) = L(weights before + s · step) falls until s = 1/(2 O) and is as high as it began at s = 1/O. O is
 proportional to the learning rate: above 1 the step was longer than the valley of the loss is wide.
 
-What a step costs that may be probed (the sampled ones among the first six, and two after an alarm): a copy of what the
-optimizer holds, of the buffers and of the random state, and two hooks a module. What a probe costs: three to seven forward
-passes; where the loss went up fourteen at most, and then for each of at most four suspected faults what ``without_faults``
-says. It reads losses, so it waits for the device.
+What a step costs that may be probed (the sampled ones among the first six, and two after an alarm): a copy of the buffers and
+of the random state, and two hooks on the model. Where it may turn out suspicious, by all that is known before it is made, also
+a copy of what the optimizer holds; see ``foresight`` and ``room``. What a probe costs: three to seven forward passes; where the
+loss went up fourteen at most, and then for each of at most four suspected faults what ``without_faults`` says. It reads losses,
+so it waits for the device.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from gradscope.capture.hooks import ForwardHooks
+from gradscope.capture.probe.counterfactuals import may_be_faulty
 from gradscope.capture.probe.counterfactuals import without_faults
+from gradscope.capture.probe.foresight import ahead
 from gradscope.capture.probe.forward_again import Forward
 from gradscope.capture.probe.linesearch import INSIDE
 from gradscope.capture.probe.linesearch import TOLERANCE
@@ -32,6 +35,7 @@ from gradscope.capture.probe.replay import Replay
 from gradscope.capture.probe.replay import Seen
 from gradscope.capture.probe.replay import Weights
 from gradscope.capture.probe.replay import along
+from gradscope.capture.probe.replay import is_small
 from gradscope.capture.probe.replay import lacks_memory
 from gradscope.capture.probe.replay import slope
 from gradscope.capture.probe.suspicion import Suspicion
@@ -74,7 +78,9 @@ class Probe:
         self._seen: Seen | None = None
         self._optimizers: list[Optimizer] = []
         self._replay: Replay | None = None
+        self._spared = False  # whether this step was not remembered, as nothing spoke for it
         self._obstacle: str | None = None
+        self._step = 0
         self.ran: list[int] = []
         self.note: str | None = None  # why a step could not be probed: the first suspicious one, or the first
         self._wanted = False  # whether that one was suspicious
@@ -93,9 +99,15 @@ class Probe:
         if alarming and self._later_left > 0:
             self._alarmed = STEPS_AFTER_ALARM
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is remembered, of this step or the ones to come, unless an alarm comes."""
+        return not (self._alarmed or self._listening or self._unseen or self.holds)
+
     def begin_step(self, model: torch.nn.Module | None, step: int, *, sampled: bool) -> None:
         """A step begins: remember it if it may be probed."""
         self._forget()
+        self._step = step
         early = step < EARLY_STEPS and self._early_left > 0
         remembered = model is not None and sampled and (early or self._alarmed > 0)
         if remembered and model is not None:
@@ -111,7 +123,8 @@ class Probe:
         self._listening = listening
         model = self._root()
         key = [id(model)] if listening and model is not None else []
-        self._hooks.listen(self, after=dict.fromkeys(key, self._after_forward), before=dict.fromkeys(key, self._before_forward))
+        after, before = dict.fromkeys(key, self._after_forward), dict.fromkeys(key, self._before_forward)
+        self._hooks.listen(self, after=after, before=before, light=True)
 
     def release(self) -> None:
         """Let go of the step."""
@@ -121,7 +134,7 @@ class Probe:
     def _forget(self) -> None:
         self._optimizers = []
         self._model, self._forward, self._seen, self._replay, self._obstacle = _NOTHING, None, None, None, None
-        self._forwards, self._backwards = 0, 0
+        self._forwards, self._backwards, self._spared = 0, 0, False
 
     def before_backward(self, loss: torch.Tensor, scale: torch.Tensor | None, *, first: bool) -> None:
         """A backward call on the model's loss, the ``first`` of the step or a later one."""
@@ -138,15 +151,34 @@ class Probe:
         else:
             self._seen, self._obstacle = _understood(loss, scale, forward)
 
-    def before_step(self, optimizer: Optimizer) -> None:
+    def before_step(self, optimizer: Optimizer, info: RunInfo) -> None:
         """An optimizer of the model's is about to step."""
         self._optimizers.append(optimizer)
         if not self.holds or self._obstacle is not None:
             return
         self._obstacle = self._step_obstacle(optimizer)
-        if self._obstacle is None and self._seen is not None:
-            self._replay = Replay(self._seen, optimizer)
-        self._seen = None
+        model, seen, self._seen = self._model(), self._seen, None
+        if self._obstacle is None and seen is not None and model is not None:
+            self._remember(seen, optimizer, model, info)
+
+    def _remember(self, seen: Seen, optimizer: Optimizer, model: torch.nn.Module, info: RunInfo) -> None:
+        """Copy what the step is about to change, if it may come to be looked into."""
+        try:
+            small = is_small(optimizer)
+            if not (small or self._may_be_wanted(seen, optimizer, model, info)):
+                self._spared = True
+                return
+            again = small or may_be_faulty(seen, optimizer, model, info, untrained=self._step == 0)
+            self._obstacle = lacks_memory(optimizer, again=again)
+            if self._obstacle is None:
+                self._replay = Replay(seen, optimizer, again=again)
+        except Exception as error:
+            self._obstacle = _failure("the step could not be remembered", error)
+
+    def _may_be_wanted(self, seen: Seen, optimizer: Optimizer, model: torch.nn.Module, info: RunInfo) -> bool:
+        if self._alarmed > 0:
+            return True
+        return self._suspicion.may_come(ahead(seen, optimizer, model, info), info, structure=not self.ran)
 
     def wants(self, step: int, info: RunInfo) -> bool:
         """The step is over: whether it is suspicious, and can be probed as far as is known."""
@@ -155,12 +187,16 @@ class Probe:
         self._suspected = self._alarmed > 0 or self._suspicion.early(info, structure=not self.ran)
         if len(self._optimizers) > 1 or info.shared_process or len(info.optimizers) > 1:
             self._obstacle = "several optimizers, or several models, step in the loop"
+        elif self._spared:
+            self._obstacle = (
+                "nothing spoke for it before the step was made, and no copies were taken" if self._suspected else None
+            )
         elif self._replay is None and self._obstacle is None:
             self._obstacle = "no step of an optimizer was seen"
         self._note(step, self._obstacle)
         self._after_alarm = self._alarmed > 0
         self._alarmed = max(self._alarmed - 1, 0)
-        return self._suspected and self._obstacle is None
+        return self._suspected and self._replay is not None and self._obstacle is None
 
     def measure(self, step: int, learning_rate: float, info: RunInfo) -> StepQuality | None:
         """Probe the step, with none of gradscope's hooks on. Waits for the device."""
@@ -226,7 +262,7 @@ class Probe:
         model = self._model()
         if model is not None and any(p.grad is not None and id(p) not in held for p in model.parameters()):
             return "the optimizer holds only part of what has a gradient"
-        return lacks_memory(optimizer)
+        return None
 
     def _measured(
         self, replay: Replay, model: torch.nn.Module, step: int, learning_rate: float, info: RunInfo

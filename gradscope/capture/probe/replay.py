@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -17,13 +16,13 @@ from torch.optim.optimizer import Optimizer
 from gradscope.capture.probe.forward_again import Forward
 from gradscope.capture.probe.loss_again import Made
 from gradscope.capture.probe.loss_again import Term
+from gradscope.capture.probe.room import Needs
+from gradscope.capture.probe.room import obstacle
 from gradscope.capture.probe.step_again import StepAgain
 from gradscope.capture.probe.step_again import can_step_again
-from gradscope.capture.probe.step_again import state_bytes
 from gradscope.capture.pulses import is_loss_scale
 
-MOST_BYTES = 1 << 30  # of copies that a step may be remembered with
-MOST_OF_FREE = 0.25  # share of the free memory that they may take
+SMALL = 4 << 20  # bytes of weights and state, below which copies take less time than telling whether they are needed
 
 Weights = Mapping[int, torch.Tensor]  # by the id of the parameter that each stands for
 Change = Callable[[Any], Any]  # of the arguments of a forward pass
@@ -43,16 +42,17 @@ class Seen:
 class Replay:
     """One step: its forward pass, its loss, and the weights and the optimizer's state from before it.
 
-    Holds copies of what the optimizer holds: one of the parameters, and one of its state where ``steps_again``.
+    Holds copies of what the optimizer holds: one of the parameters, and one of its state where it is to make its step
+    ``again``.
     """
 
-    def __init__(self, seen: Seen, optimizer: Optimizer) -> None:
+    def __init__(self, seen: Seen, optimizer: Optimizer, *, again: bool) -> None:
         self.forward = seen.forward
         self._seen = seen
         held = [p for group in optimizer.param_groups for p in group["params"]]
         self.parameters = {id(p): p for p in held}
         self.before: Weights = {key: p.detach().clone() for key, p in self.parameters.items()}
-        self._stepper = StepAgain(optimizer) if can_step_again(optimizer) else None
+        self._stepper = StepAgain(optimizer) if again and can_step_again(optimizer) else None
 
     @property
     def steps_again(self) -> bool:
@@ -88,8 +88,8 @@ class Replay:
             found: Sequence[torch.Tensor | None] = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
         return {key: gradient for key, gradient in zip(wanted, found, strict=True) if gradient is not None}
 
-    def step(self, weights: Weights, gradients: Mapping[int, torch.Tensor]) -> Weights:
-        """Where the optimizer would have gone from these weights with these gradients."""
+    def step(self, weights: Weights, gradients: dict[int, torch.Tensor]) -> Weights:
+        """Where the optimizer would have gone from these weights with these gradients, which are used up."""
         if self._stepper is None:
             raise RuntimeError("this optimizer's step cannot be made again")
         return self._stepper.step(weights, gradients)
@@ -115,22 +115,24 @@ def slope(replay: Replay) -> float:
     return total
 
 
-def lacks_memory(optimizer: Optimizer) -> str | None:
+def is_small(optimizer: Optimizer) -> bool:
+    """Whether copies of all that this optimizer holds are hardly worth a thought."""
+    return sum(need.weights + need.state for need in _needs(optimizer, again=True).values()) <= SMALL
+
+
+def lacks_memory(optimizer: Optimizer, *, again: bool) -> str | None:
     """Why a step of this optimizer cannot be remembered, as a clause; None where there is room for the copies."""
+    again = again and can_step_again(optimizer)
+    return obstacle(_needs(optimizer, again=again), again=again)
+
+
+def _needs(optimizer: Optimizer, *, again: bool) -> dict[torch.device, Needs]:
     held = [p for group in optimizer.param_groups for p in group["params"]]
-    needed = sum(p.numel() * p.element_size() for p in held) + (state_bytes(optimizer) if can_step_again(optimizer) else 0)
-    if needed > MOST_BYTES:
-        return f"a copy of what the optimizer holds takes {needed / 2**30:.1f} GiB, and at most 1 is taken"
-    free = min((_free_bytes(device) for device in {p.device for p in held}), default=0)
-    if needed > MOST_OF_FREE * free:
-        return f"a copy of what the optimizer holds takes more than a quarter of the free memory ({free / 2**30:.2g} GiB)"
-    return None
+    kept = [value for state in optimizer.state.values() for value in state.values()] if again else []
+    state = [value for value in kept if isinstance(value, torch.Tensor)]
+    devices = dict.fromkeys(tensor.device for tensor in (*held, *state))
+    return {device: Needs(_bytes(held, device), _bytes(state, device)) for device in devices}
 
 
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not told on this system
-        return MOST_BYTES * 8
+def _bytes(tensors: Sequence[torch.Tensor], device: torch.device) -> int:
+    return sum(tensor.nbytes for tensor in tensors if tensor.device == device)

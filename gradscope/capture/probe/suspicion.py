@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import final
 
 import numpy as np
 
+from gradscope.capture.probe.foresight import Ahead
 from gradscope.records import PULSE_FIELDS
 from gradscope.records import Frame
 from gradscope.records import RunInfo
@@ -19,6 +21,7 @@ HIGH_START = 3.0  # times the loss of the best constant prediction
 LARGE_INPUT = 3.0  # root mean square of a batch
 DEEP = 6  # residual additions without any normalisation, or
 DEEP_PLAIN = 10  # matrix layers
+LOOSER = 0.5  # what is told ahead counts from this share of a limit: it is of fewer elements, or of others
 _REMEMBERED = 16
 
 
@@ -50,24 +53,38 @@ class Suspicion:
 
     def early(self, info: RunInfo, *, structure: bool) -> bool:
         """Whether the numbers of the first steps look like trouble, or, if wanted, what is known of model, loss and input."""
-        return self.long_step or self._rose() or self._jumped() or (structure and self._off(info))
+        odd = structure and _is_off(info, self._losses, self._input)
+        return self.long_step or _rose(self._losses) or _jumped(self._norms) or odd
 
-    def _rose(self) -> bool:
-        losses = self._losses
-        return len(losses) > 1 and losses[-1] > max(losses[:-1]) + RISE * abs(losses[0])
+    def may_come(self, ahead: Ahead | None, info: RunInfo, *, structure: bool) -> bool:
+        """Whether ``early`` may hold, or an alarm come, once the step is made of which this is known; None: nothing more."""
+        if ahead is None or self.early(info, structure=structure):
+            return self.early(info, structure=structure)
+        if not (math.isfinite(ahead.loss) and math.isfinite(ahead.gradient_norm)):
+            return True
+        losses, norms = [*self._losses, ahead.loss], [*self._norms, ahead.gradient_norm]
+        large = ahead.input_rms > LOOSER * LARGE_INPUT
+        odd = structure and (large or _is_off(info, losses, self._input))
+        return ahead.update_ratio >= LOOSER * LONG_STEP or _rose(losses) or _jumped(norms) or odd
 
-    def _jumped(self) -> bool:
-        norms = self._norms
-        return len(norms) > 1 and norms[-1] > JUMP * max(norms[:-1])
 
-    def _off(self, info: RunInfo) -> bool:
-        wiring = info.wiring
-        if wiring is None or self._input > LARGE_INPUT:
-            return self._input > LARGE_INPUT
-        known = wiring.losses[0].baseline if len(wiring.losses) == 1 else None
-        high = bool(known and self._losses and self._losses[0] > HIGH_START * known)
-        summed = any(loss.reduction == "sum" for loss in wiring.losses)
-        return high or summed or (not wiring.norms and (wiring.residual_additions >= DEEP or _layers(info) >= DEEP_PLAIN))
+def _rose(losses: Sequence[float]) -> bool:
+    return len(losses) > 1 and losses[-1] > max(losses[:-1]) + RISE * abs(losses[0])
+
+
+def _jumped(norms: Sequence[float]) -> bool:
+    return len(norms) > 1 and norms[-1] > JUMP * max(norms[:-1])
+
+
+def _is_off(info: RunInfo, losses: Sequence[float], size: float) -> bool:
+    """Whether input (of this root mean square), loss or model are such that a fault is likely."""
+    wiring = info.wiring
+    if wiring is None or size > LARGE_INPUT:
+        return size > LARGE_INPUT
+    known = wiring.losses[0].baseline if len(wiring.losses) == 1 else None
+    high = bool(known and losses and losses[0] > HIGH_START * known)
+    summed = any(loss.reduction == "sum" for loss in wiring.losses)
+    return high or summed or (not wiring.norms and (wiring.residual_additions >= DEEP or _layers(info) >= DEEP_PLAIN))
 
 
 def _layers(info: RunInfo) -> int:

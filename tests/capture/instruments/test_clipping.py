@@ -173,6 +173,26 @@ def test_under_a_grad_scaler(unscaled, place, limit, fused):
     assert clipping(seen) == (pytest.approx(norm / 1024 if unscaled else norm), pytest.approx(limit), place)
 
 
+@pytest.mark.parametrize(("unscaled", "place"), [(True, 0), (False, 3)])
+def test_under_a_grad_scaler_whose_scale_has_come_down(unscaled, place):
+    """A scale that was large before is one still where it was halved until nothing overflows."""
+    torch.manual_seed(0)
+    model = mlp(4, 8, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with watching(model) as seen:
+        for _ in range(40):
+            optimizer.zero_grad()
+            scaler.scale(model(torch.ones(3, 4)).square().mean()).backward()
+            if unscaled:
+                scaler.unscale_(optimizer)
+            clip_grad_norm_(model.parameters(), 1e9)
+            scaler.step(optimizer)
+            scaler.update(64.0)
+    places = [float(frame.columns["step.clip_place"][0]) for frame in seen.frames[17:] if "step.clip_place" in frame.columns]
+    assert {found for found in places if not math.isnan(found)} == {place}
+
+
 def test_a_step_that_the_scaler_skipped():
     model, optimizer = model_and_optimizer()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)

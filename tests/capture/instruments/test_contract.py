@@ -258,6 +258,23 @@ def test_a_gradscaler_is_no_weight():
     assert seen.field("loss_scale") == [65536]
 
 
+def test_a_scale_that_has_come_down_is_no_weight_either():
+    """A scale that was large before is one still where it was halved until nothing overflows."""
+    model = mlp(8, 16, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with watching(model) as seen:
+        for _ in range(60):
+            optimizer.zero_grad()
+            difference = model(X) - TARGETS
+            scaler.scale((difference * difference).mean() / 2).backward()
+            scaler.step(optimizer)
+            scaler.update(4.0)
+    weights = [float(frame.columns["loss.weight"][0]) for frame in seen.frames[17:] if "loss.weight" in frame.columns]
+    assert {weight for weight in weights if not math.isnan(weight)} == {0.5}
+    assert len(seen.facts.wiring.losses) == 1
+
+
 def test_accumulation_counts_the_labels_of_all_and_takes_the_rest_from_the_last():
     def loss(model, i):
         return functional.cross_entropy(model(X) * (1 + i), torch.full((64,), i)) / 4

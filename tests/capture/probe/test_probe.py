@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import gradscope
 from gradscope.capture.probe import replay
+from gradscope.capture.probe import room
 from tests.capture.watching import watching
 from tests.models import KINDS
 
@@ -324,9 +325,13 @@ def test_not_where_a_wrapper_spreads_the_model():
 
 
 def test_not_where_there_is_no_room_for_copies(monkeypatch):
-    monkeypatch.setattr(replay, "MOST_BYTES", 1000)
+    monkeypatch.setattr(room, "room_on", lambda _: room.Room(spare=1000, beyond=1000))
+    monkeypatch.setattr(replay, "SMALL", 0)
     model = classifier()
-    assert "a copy of what the optimizer holds" in why(model, loop(model, sgd(model, 3.0)))
+    told = why(model, loop(model, sgd(model, 3.0)))
+    assert told.startswith("could not run at step 0: its copies would take")
+    healthy = classifier()
+    assert why(healthy, loop(healthy, sgd(healthy, 0.001))).startswith("not needed")
 
 
 def test_not_where_it_is_switched_off(tmp_path):
