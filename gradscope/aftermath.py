@@ -9,10 +9,13 @@ import numpy.typing as npt
 
 from gradscope.blowup import ordinary_gradient
 from gradscope.blowup import worst_loss
+from gradscope.evidence import gravity
 from gradscope.evidence import peak_rate
+from gradscope.evidence import stalled
 from gradscope.objective import chance
 from gradscope.objective import guess
 from gradscope.objective import sole_loss
+from gradscope.records import Severity
 from gradscope.records import StepQuality
 from gradscope.timeline import Timeline
 from gradscope.trends import median_of
@@ -21,11 +24,14 @@ Floats = npt.NDArray[np.float64]
 
 SOON = 10  # steps after a long one that show what came of it
 GRACE = 3  # losses after a leap, before which it is not known whether they come back
+SLIGHT = 2.0  # overshoot, below which it takes as many losses to tell what came of a step
 MODERATE = 10.0  # times the first loss, up to which a leap may be an accident
 MOVES = 1e-4  # update ratio, below which nothing moves any more
 ORDINARY = 0.03  # median update ratio of steps that go on as usual
 START = 30  # steps from the first that can wipe out what the initialisation has laid out
 IN_A_ROW = 5  # of them, that say how long they are
+MEAN_OF_RMSPROP = 0.99  # torch's alpha: the mean of squares begins at zero, with no correction
+BY_HAND = 0.3  # of a step's length, which a change outside the optimizer has
 
 
 def accident(timeline: Timeline, sizes: Floats, step: int) -> bool:
@@ -43,6 +49,28 @@ def accident(timeline: Timeline, sizes: Floats, step: int) -> bool:
     return bool(np.median(after[:SOON]) <= start and MOVES <= median_of(since) <= ORDINARY)
 
 
+def passing(timeline: Timeline, sizes: Floats, probe: StepQuality) -> bool:
+    """Whether only a first step of an optimizer whose others are that much shorter is known to have been too long."""
+    shorter = probe.overshoot < first_steps_excess(timeline, np.array([probe.step]))[0]
+    return bool(shorter) and accident(timeline, sizes, probe.step + 1) and not stalled(timeline)
+
+
+def gravity_of(timeline: Timeline, sizes: Floats, probe: StepQuality, *, far: bool) -> Severity:
+    """How grave a step is that overshot by nothing but its length: an aside where it was short and nothing came of it."""
+    if passing(timeline, sizes, probe) or not (far or borne_out(timeline, probe)):
+        return Severity.INFO
+    if probe.overshoot < SLIGHT and (timeline.loss_steps > probe.step).sum() < GRACE:
+        return Severity.INFO
+    severity = max(gravity(timeline), Severity.WARNING if far else Severity.INFO)
+    lone = accident(timeline, sizes, probe.step + 1) and not stalled(timeline)
+    return min(severity, Severity.WARNING) if lone else severity
+
+
+def refuted(timeline: Timeline, step: int, most: float) -> bool:
+    """Whether the step before the jump at ``step`` was measured to be right: an overshoot below ``most``."""
+    return any(probe.step == step - 1 and probe.overshoot < most for probe in timeline.info.probes)
+
+
 def borne_out(timeline: Timeline, probe: StepQuality) -> bool:
     """Whether a loss soon after went up by half as much as the step's own batch did, or the losses did not come down."""
     soon = timeline.loss[(timeline.loss_steps > probe.step) & (timeline.loss_steps <= probe.step + SOON)]
@@ -53,8 +81,10 @@ def borne_out(timeline: Timeline, probe: StepQuality) -> bool:
 def wiping(timeline: Timeline, sizes: Floats, least: float) -> npt.NDArray[np.intp]:
     """The long steps among five in a row of the first thirty sampled ones whose median has ``least``; [] where there are none.
 
-    They are the five that are longest. Where a gradient that leapt began them, they are that batch's, and do not count.
+    They are the five that are longest, RMSprop's first ones reckoned at the length of those to come. Where a gradient that
+    leapt began them, they are that batch's, and do not count.
     """
+    sizes = sizes / first_steps_excess(timeline, timeline.steps)
     rows = np.flatnonzero(np.isfinite(sizes) & (timeline.steps < START))
     if len(rows) < IN_A_ROW:
         return rows[:0]
@@ -70,6 +100,20 @@ def constant_loss(timeline: Timeline) -> float:
     known, loss = timeline.known_baseline or 0.0, sole_loss(timeline)
     share = chance(timeline, loss) / guess(loss) if loss is not None else math.nan
     return known * share if share < 1 else known
+
+
+def first_steps_excess(timeline: Timeline, steps: npt.NDArray[np.int64]) -> Floats:
+    """How many times as long as those to come these steps are, whatever the rate: 1, but 1 / sqrt(1 - alpha^k) of RMSprop."""
+    if not any(optimizer.type == "RMSprop" for optimizer in timeline.info.optimizers):
+        return np.ones(len(steps))
+    return np.asarray(1 / np.sqrt(1 - MEAN_OF_RMSPROP ** (steps + 1.0)), dtype=np.float64)
+
+
+def changed_by_hand(timeline: Timeline) -> bool:
+    """Whether most steps are followed by a change outside the optimizer that is a third as long, and sets their size."""
+    outside, inside = timeline.column("update.outside_change"), timeline.update_ratios
+    known = np.isfinite(outside) & (inside > 0)
+    return bool(known.any()) and median_of(outside[known] / inside[known]) >= BY_HAND
 
 
 def long_for_another_reason(timeline: Timeline, step: int, most: float) -> bool:

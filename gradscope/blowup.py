@@ -221,7 +221,8 @@ class LongSteps:
 def sampled_before(timeline: Timeline, sizes: Floats, step: int, *, least: float, most: int) -> LongSteps | None:
     """Those of the last sampled steps before ``step`` that were long; the learning rate may have risen since.
 
-    Where loss or gradient had climbed before, the step itself counts as well: no batch of its own made it long.
+    Where loss or gradient had climbed before, the step itself counts as well: no batch of its own made it long. What the rate
+    has since made of a step counts where none was long itself.
     """
     rows = np.flatnonzero(timeline.steps < step + climbed(timeline, step))[-most:]
     raised = rates_at(timeline, np.array([step - 1])) / rates_at(timeline, timeline.steps[rows])
@@ -229,9 +230,11 @@ def sampled_before(timeline: Timeline, sizes: Floats, step: int, *, least: float
     expected = sizes[rows] * raised
     together = np.where(raised > 1, _alike(timeline, expected), compounded(timeline)[rows])
     long = reaches(expected, together, least)
+    itself = long & (raised == 1)
+    long = itself if itself.any() else long
     if not long.any():
         return None
-    by = float(raised[-1])
+    by = float(raised[long][-1])
     steps = timeline.steps[rows][long]
     return LongSteps(steps if by == 1 else np.maximum(steps, step - 1), expected[long], together[long], by)
 
@@ -280,6 +283,13 @@ def said_of(timeline: Timeline, long: LongSteps, rate: float) -> str:
     if math.isfinite(far) and size < LONG_STEP:
         over = f", and what the net computes by up to {100 * far:.3g} % over its {chain_length(timeline)} layers"
     return f"{said} the median weight matrix by {_share(size)}{reckoned}, where 0.1 to 1 % is usual{over}"
+
+
+def source_of(long: LongSteps, *, measured: bool) -> str:
+    """Where the value of the rate to take comes from."""
+    if long.borne:
+        return "the training had borne that one"
+    return "the value comes from " + ("how far the step overshot" if measured else "the size of the first steps")
 
 
 def _share(size: float) -> str:

@@ -19,6 +19,7 @@ from gradscope.trends import theil_sen
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
+TINY = 0.01  # rho of the median matrix
 LEAST_BLOCKS = 6  # residual blocks from which a slope over depth says something
 ALIKE = 0.05  # how far factors may lie apart that a remedy gives together
 
@@ -73,6 +74,26 @@ def matrix_ratios(timeline: Timeline) -> dict[str, float]:
         name: (weight.fan_in if name in gains else _least_fan_in(weight)) * norm**2 / weight.size / gains.get(name, 2.0)
         for name, (weight, norm) in known.items()
         if name in gains or stands_alone(timeline, weight)
+    }
+
+
+def begins_tiny(timeline: Timeline) -> bool:
+    """Whether most matrices begin so small that any step is a large one beside them; a normalisation makes that good."""
+    rhos = {} if has_norm(timeline) else matrix_ratios(timeline)
+    return bool(rhos) and float(np.median(list(rhos.values()))) < TINY
+
+
+def most_matrix_ratios(timeline: Timeline) -> dict[str, float]:
+    """The largest rho that each trained matrix by itself can have at step 0, by parameter: the longer side, no activation."""
+    if not begins_at_zero(timeline):
+        return {}
+    norms = timeline.column("weight.norm")[0].tolist()
+    sites = zip(timeline.schema.parameters, norms, timeline.trained, strict=True)
+    known = {site.path: (timeline.parameters[site.path], norm) for site, norm, trained in sites if trained and 0 < norm < 1e150}
+    return {
+        name: max(weight.fan_in, *weight.shape[-2:]) * norm**2 / weight.size
+        for name, (weight, norm) in known.items()
+        if stands_alone(timeline, weight)
     }
 
 

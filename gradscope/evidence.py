@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,7 @@ Indices = npt.NDArray[np.intp]
 PATIENCE = 100  # steps after which a training that does not progress is called wasted
 WARM_UP_LOOK = 10  # steps that are looked back on to see a learning rate rise
 LEAST_CALM = 20  # steps before a blow-up that a limit for the gradient can be taken from
+_IN_TIME = ("activation_gradient", "weight_gradient")  # kinds that know gradients through time
 LEAST_TIME_STEPS = 4  # that a gradient must have come back through before its growth counts
 
 
@@ -249,17 +252,43 @@ def recurrent_weights(timeline: Timeline, path: str) -> list[str]:
     return hidden or [p.name for p in own if p.shape[0] == p.shape[1]]
 
 
-def time_growth(timeline: Timeline) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Decades that gradients grow back through time, and time steps; NaN but for modules that recur; [frames, module sites].
+@final
+@dataclass(frozen=True)
+class TimeGrowth:
+    """Decades that gradients grow back through time, and time steps; [frames, places], NaN where nothing recurs.
+
+    Places are the module sites, then the parameter sites: a recurrence by hand has a matrix and no module.
+    """
+
+    decades: npt.NDArray[np.float64]
+    steps: npt.NDArray[np.float64]
+    modules: list[str]  # the path of each place's module
+    matrices: list[list[str]]  # and the parameters that it applies again at each time step
+
+
+def time_growth(timeline: Timeline) -> TimeGrowth:
+    """How gradients grow back through time, wherever something recurs.
 
     A module that is called many times recurs where it has a square matrix: activations and heads that several places share
     have none.
     """
-    grown, steps = (timeline.column(f"activation_gradient.{name}").astype(np.float64) for name in ("time_growth", "time_steps"))
+    grown, steps = (
+        np.concatenate([timeline.column(f"{kind}.{name}") for kind in _IN_TIME], axis=1).astype(np.float64)
+        for name in ("time_growth", "time_steps")
+    )
     seen = np.isfinite(grown) & (steps >= LEAST_TIME_STEPS) & np.isfinite(steps)
-    recurs = [seen[:, i].any() and bool(recurrent_weights(timeline, s.path)) for i, s in enumerate(timeline.schema.modules)]
-    seen &= np.array(recurs, dtype=bool)
-    return np.where(seen, grown, np.nan), np.where(seen, steps, np.nan)
+    modules = [site.path for site in timeline.schema.modules]
+    matrices = [recurrent_weights(timeline, path) if seen[:, i].any() else [] for i, path in enumerate(modules)]
+    bare = [site.path for site in timeline.schema.parameters]
+    seen[:, : len(modules)] &= np.array([bool(names) for names in matrices], dtype=bool)
+    found = (np.where(seen, grown, np.nan), np.where(seen, steps, np.nan))
+    return TimeGrowth(*found, [*modules, *(name.rpartition(".")[0] for name in bare)], [*matrices, *([name] for name in bare)])
+
+
+def no_recurrence(timeline: Timeline) -> str | None:
+    """Why nothing can be said of gradients through time; None where it can."""
+    lacks = [timeline.lack(f"{kind}.time_growth") for kind in _IN_TIME]
+    return lacks[0] if None not in lacks else None
 
 
 def batch_norms(timeline: Timeline) -> tuple[ModuleInfo, ...]:

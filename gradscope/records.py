@@ -58,6 +58,8 @@ STATISTICS: Mapping[str, Mapping[str, str]] = {
         "absmax": "largest magnitude among the sampled elements",
         "zero": "fraction of sampled elements that are exactly zero",
         "row_spread": "variance between rows, or columns if less, over mean square, of a sampled block; 0 where all are equal",
+        "time_growth": "decades that the gradient grows from the last to the first use of a matrix that recurs over time",
+        "time_steps": "uses of the matrix, each on what the one before came to",
         "carried": "1 where the gradient still held the previous step's when this step's backward began, else 0",
     },
     "update": {
@@ -256,6 +258,15 @@ class Broadcast:
 
 
 @dataclass(frozen=True)
+class Stray:
+    """A layer or parameter that the forward pass uses, that is not registered with the model, and that nothing changes."""
+
+    place: str  # the way there from the model: "hidden[0]"; "" where no attribute leads there
+    type: str  # the class's name
+    elements: int
+
+
+@dataclass(frozen=True)
 class Wiring:
     """What the autograd graph of the first losses says about how model, loss and optimizer are joined."""
 
@@ -266,6 +277,7 @@ class Wiring:
     reached: tuple[str, ...] = ()  # parameters that a loss reached in any of the graphs read
     graphs: int = 0  # how many graphs were read
     cuts: tuple[tuple[str, str], ...] = ()  # (module, next module): gradient leaves the second and never enters the first
+    strays: tuple[Stray, ...] = ()  # what no optimizer holds because the model does not know that it is its own
 
 
 @dataclass(frozen=True)

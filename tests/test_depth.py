@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from gradscope.depth import begins_tiny
 from gradscope.depth import decades
 from gradscope.depth import depth_sites
 from gradscope.depth import init_ratios
@@ -73,3 +74,11 @@ def test_the_largest_are_named_first_and_nothing_that_is_not_known() -> None:
 def test_numbers_for_people_and_for_json() -> None:
     assert (one_digit(0.01234), one_digit(0.0)) == (0.01, 0.0)
     assert (plain(1.23456789), plain(math.inf), plain(math.nan)) == (1.23457, None, None)
+
+
+def test_weights_begin_tiny_where_no_normalisation_makes_that_good() -> None:
+    small = {"weight.norm": lambda step: np.array([1e-2, 1e-2, 1e-2])}
+    assert begins_tiny(build(columns=small))
+    assert not begins_tiny(build(columns=small, wiring=classification(norms=1)))
+    assert not begins_tiny(build(columns={"weight.norm": lambda step: np.array([5.0, 8.0, 3.0])}))
+    assert not begins_tiny(build(steps=range(5, 9), columns=small))  # not seen from the start

@@ -54,6 +54,7 @@ HEALTHY: Mapping[str, Values] = {
     "update.outside_factor": math.nan, "update.outside_residual": math.nan,
     "update.second_moment_ratio": math.nan, "update.epsilon_share": math.nan,
     "activation_gradient.time_growth": math.nan, "activation_gradient.time_steps": math.nan,
+    "weight_gradient.time_growth": math.nan, "weight_gradient.time_steps": math.nan,
     "loss.weight": 1.0, "loss.input_rms": 1.0, "loss.input_signal": 0.8, "loss.log_partition": math.log(CLASSES),
     "loss.target_mean": math.nan, "loss.target_rms": math.nan, "loss.target_low": math.nan, "loss.target_high": math.nan,
     "loss.target_signal": math.nan, "loss.target_nonfinite": math.nan, "loss.target_count": 32.0,

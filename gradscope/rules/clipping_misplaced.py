@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,8 +11,11 @@ from typing import final
 import numpy as np
 
 from gradscope.depth import plain
+from gradscope.depth import step_sizes
 from gradscope.evidence import Indices
+from gradscope.evidence import overshot
 from gradscope.evidence import unless_works
+from gradscope.objective import adapts
 from gradscope.records import Hit
 from gradscope.records import Remedy
 from gradscope.records import Severity
@@ -20,6 +24,7 @@ from gradscope.timeline import Timeline
 from gradscope.trends import median_of
 
 EARLY, LATE, SCALED = 1, 2, 3  # step.clip_place
+LONG_STEP = 0.1  # update ratio of the median matrix, from which a step is long even when it is cut
 WHERE = {
     EARLY: "before backward(), when there is no gradient to clip",
     LATE: "after optimizer.step(), when the gradient has been used",
@@ -47,6 +52,11 @@ class ClippingMisplaced(Rule):
 
     It is seen, not estimated. A call without a limit (`max_norm=inf`) only measures the norm, and may stand anywhere. A call
     after each of several backward() calls of a step is between backward and step, and right.
+
+    A training that blows up while its clipping stands in the wrong place has this to thank for, where most gradients were
+    above the limit, the optimizer does not divide by their size, and a step by a gradient of the limit's size is short: then
+    the finding is critical. Squared errors of which 2 % are absurd, under SGD with momentum 0.9 at 0.03, came to NaN in 11
+    of 13 runs with the limit after the step, and to 1.2 and 3.2 in the others, but to 0.16 to 0.32 with it before the step.
 
     ## What to do
 
@@ -101,9 +111,33 @@ class ClippingMisplaced(Rule):
             },
             message=f"In {len(rows)} of {calls} sampled steps clip_grad_norm_ was called {WHERE[place]}{found}.",
             remedy=_remedy(place, limit),
-            severity=unless_works(timeline, Severity.WARNING) if place == SCALED else Severity.WARNING,
+            severity=_severity(timeline, place, limit),
             strength=10.0,
         )
+
+
+def _severity(timeline: Timeline, place: int, limit: float) -> Severity:
+    """Critical where scaled gradients stop training, and where it blew up by steps that a limit in its place had cut short."""
+    if place == SCALED:
+        return unless_works(timeline, Severity.WARNING)
+    blew_up = timeline.onset is not None or overshot(timeline)
+    return Severity.CRITICAL if blew_up and _had_cut(timeline, limit) else Severity.WARNING
+
+
+def _had_cut(timeline: Timeline, limit: float) -> bool:
+    """Whether most steps up to the onset were made by gradients above the limit, and would have been short below it.
+
+    An optimizer that divides by the gradient's size makes steps as long with a limit as without.
+    """
+    if adapts(timeline):
+        return False
+    until = math.inf if timeline.onset is None else timeline.onset
+    norms = timeline.pulse("gradient_norm")[np.searchsorted(timeline.pulse("step"), timeline.steps)]
+    rows = np.isfinite(norms) & (norms > 0) & (timeline.steps <= until)
+    cut = rows & (norms > limit)
+    with np.errstate(invalid="ignore"):
+        short = median_of(step_sizes(timeline)[cut] * limit / norms[cut]) < LONG_STEP
+    return bool(2 * cut.sum() > rows.sum()) and short
 
 
 def _remedy(place: int, limit: float) -> Remedy:

@@ -24,6 +24,8 @@ from gradscope.trends import median_of
 
 LOOK = 200  # clipped steps that the remedy looks back on
 SAME = 1e-6  # relative difference of two float32 numbers that are the same limit
+SAME_NORM = 1e-3  # relative difference of norms that were brought to one limit, which often has a small constant beside it
+LEAST_NOISE = 1e-5  # of a loss, relative, that is more than the rounding of float32
 LEAST_PARAMETERS = 3  # with a gradient, that a common largest element is no coincidence
 
 
@@ -36,7 +38,8 @@ class ClippingTooTight(Rule):
 
     Reads what `clip_grad_norm_` found and what it was given as a limit. A limit on single elements, as `clip_grad_value_` or
     `clamp_` sets it, is seen in the gradients themselves: the largest element of nearly every parameter's gradient has one and
-    the same magnitude, step after step. It speaks, for plain SGD with or without momentum, where after 100 steps more than 95 %
+    the same magnitude, step after step; a limit on the norm that a loop sets by hand, in a norm of all gradients that is the
+    same step after step. It speaks, for plain SGD with or without momentum, where after 100 steps more than 95 %
     of ten sampled calls or more clipped, to less than a tenth of the norm in the median (or where half of the elements stand at
     the limit, so that the gradient is hardly more than its sign), and the median update ratio is below 0.001. Where training
     works all the same the finding is an aside.
@@ -45,7 +48,8 @@ class ClippingTooTight(Rule):
 
     Clipping is meant for the rare step. Where it shortens each one to a tenth, the learning rate that acts is a tenth of what
     was set, and it is coupled to the gradient's norm: a limit of 0.001 with SGD left an update ratio of 0.000004. A limit of
-    0.00001 on each element took a loss from 0.716 to 0.706 in 250 steps, which came to 0.096 with a limit of 1.
+    0.00001 on each element took a loss from 0.716 to 0.706 in 250 steps, which came to 0.096 with a limit of 1. Gradients
+    that a loop brought to a norm of 0.001 by hand left digits at 2.31 after 300 steps of SGD at 0.1, where they had begun.
 
     ## How it is told apart
 
@@ -54,6 +58,8 @@ class ClippingTooTight(Rule):
     - Where steps are of an ordinary size in spite of it (0.001 and more), the limit holds back gradients that are too large;
       see exploding-gradients.
     - Gradients that are clipped at the wrong moment are clipping-misplaced, and are not counted.
+    - Where weights hardly move and each batch is the whole data, gradients are the same in every step, and so are the losses.
+      A norm that is set by hand stays the same while losses go up and down, by ten times as much at least.
     - A warm-up is left alone.
 
     ## What to do
@@ -84,11 +90,13 @@ class ClippingTooTight(Rule):
     most_ratio: float = 1e-3  # median update ratio
     least_calls: int = 10  # sampled
     least_alike: float = 0.8  # of the parameters, whose largest gradient element has the same magnitude
+    least_norms: int = 20  # steps whose gradient norm is known
     least_full: float = 0.7  # of the norm that a gradient has with every element at the limit
 
     def obstacle(self, timeline: Timeline) -> str | None:
         found = Rule.obstacle(self, timeline)
-        return found if found is not None or self._limit(timeline) is not None else timeline.lack("step.clip_norm")
+        by_hand = self._limit(timeline) or self._norm(timeline)
+        return found if found is not None or by_hand is not None else timeline.lack("step.clip_norm")
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         if not all(_keeps_size(o.type) for o in timeline.info.optimizers) or timeline.converged or warming_up(timeline):
@@ -102,6 +110,39 @@ class ClippingTooTight(Rule):
             yield self._hit_of_elements(timeline, limit, size)
         elif len(rows) >= self.least_calls and np.mean(left < 1) > self.least_share and np.median(left) < self.most_left:
             yield self._hit(timeline, rows, left, size)
+        elif not len(rows) and (norm := self._norm(timeline)) is not None:
+            yield self._hit_of_norm(timeline, norm, size)
+
+    def _norm(self, timeline: Timeline) -> float | None:
+        """The norm that the gradients have in every step, while losses differ from one to the next."""
+        norms, losses = timeline.pulse("gradient_norm"), timeline.loss[np.isfinite(timeline.loss)]
+        norms = norms[np.isfinite(norms) & (norms > 0)]
+        if len(norms) < self.least_norms or len(losses) < self.least_norms:
+            return None
+        limit = float(np.median(norms))
+        noise = float(np.median(np.abs(np.diff(losses)))) / max(abs(float(np.median(losses))), 1e-12)
+        away = np.abs(norms - limit) / limit
+        steady = np.mean(away <= SAME_NORM) > self.least_share
+        return limit if steady and noise >= 10 * max(float(np.median(away)), LEAST_NOISE) else None
+
+    def _hit_of_norm(self, timeline: Timeline, limit: float, size: float) -> Hit:
+        rate = usual_rate(timeline)
+        return Hit(
+            modules=(),
+            first_step=0,
+            last_step=timeline.step_count - 1,
+            evidence={"limit": plain(limit), "update_ratio": plain(size), "learning_rate": plain(rate), "of": "norm"},
+            message=(
+                f"The norm of all gradients was {limit:.3g} in every step, as something in the loop sets it, and a step "
+                f"changes the median weight matrix by {size:.2g} of its norm."
+            ),
+            remedy=Remedy(
+                f"Clip only what is longer than usual, at 1 and not at {limit:.3g}.",
+                f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)  # in place of a norm of {limit:.3g}",
+            ),
+            severity=gravity(timeline),
+            strength=4.0,
+        )
 
     def _limit(self, timeline: Timeline) -> float | None:
         """The magnitude that elements of gradients are clipped at, where most of them are."""

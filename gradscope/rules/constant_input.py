@@ -48,7 +48,8 @@ class ConstantInput(Rule):
     ## How it is told apart
 
     - Masks, time steps and other inputs that are constant beside one that is not: all of them have to be.
-    - Token ids are no floating-point input; where an embedding's output differs between samples, so does the input.
+    - Token ids are no floating-point input; where an embedding's output differs between samples, so does the input. A model
+      that is given nothing but tokens is judged by its embeddings: of a vocabulary two samples that differ have two of them.
     - One batch at every step is how full-batch training and a test on one batch look, and both learn: that is an aside.
     - Large inputs that differ in their last digits only are `unnormalized-input`.
 
@@ -80,7 +81,16 @@ class ConstantInput(Rule):
     least_frames: int = 5  # sampled steps that show it
     least_share: float = 0.9  # of the sampled steps
 
+    def obstacle(self, timeline: Timeline) -> str | None:
+        tokens = _takes_tokens(timeline) and timeline.step_count >= self.least_steps
+        return timeline.lack("activation.signal") if tokens else Rule.obstacle(self, timeline)
+
     def check(self, timeline: Timeline) -> Iterator[Hit]:
+        if _takes_tokens(timeline):
+            tokens = self._same_tokens(timeline)
+            if len(tokens):
+                yield self._of_tokens(timeline, tokens)
+            return
         same = self._same_samples(timeline)
         if len(same):
             yield self._hit(timeline, same, repeated=False)
@@ -99,13 +109,22 @@ class ConstantInput(Rule):
 
     def _sees_more(self, timeline: Timeline) -> Mask:
         """Where a layer before the first dropout told samples apart; where none was seen, that counts as if it did."""
-        roles = [module.role if (module := timeline.modules.get(s.path)) else "other" for s in timeline.schema.modules]
+        roles = [_role(timeline, site.path) for site in timeline.schema.modules]
         end = roles.index("dropout") if "dropout" in roles else len(roles)
         places = [i for i, role in enumerate(roles[:end]) if role in SEEING]
         signal, rms = (timeline.column(f"activation.{name}")[:, places] for name in ("signal", "rms"))
         known = np.isfinite(signal) & np.isfinite(rms)
         differs = known & (signal > self.least_signal * np.where(known, rms, 0))
         return np.asarray(differs.any(axis=1) | ~known.any(axis=1))
+
+    def _same_tokens(self, timeline: Timeline) -> Indices:
+        """The sampled steps in which all samples had the same embeddings, and the layers after these took them for the same."""
+        places = [i for i, site in enumerate(timeline.schema.modules) if _role(timeline, site.path) == "embedding"]
+        signal, rms = (timeline.column(f"activation.{name}")[:, places] for name in ("signal", "rms"))
+        known = np.isfinite(signal) & np.isfinite(rms)
+        equal = known & (signal <= self.least_spread * np.where(known, rms, 0))
+        seen = np.asarray(known.any(axis=1))
+        return self._most(np.asarray((equal | ~known).all(axis=1)) & seen & ~self._sees_more(timeline), seen)
 
     def _same_batches(self, timeline: Timeline) -> Indices:
         """The sampled steps whose inputs were those of the one before; none where tokens may have come with them."""
@@ -119,6 +138,25 @@ class ConstantInput(Rule):
     def _most(self, held: Mask, known: Mask) -> Indices:
         rows = np.flatnonzero(held)
         return rows if len(rows) >= max(self.least_frames, self.least_share * known.sum()) else rows[:0]
+
+    def _of_tokens(self, timeline: Timeline, rows: Indices) -> Hit:
+        names = [module.path for module in timeline.info.modules if module.role == "embedding"]
+        return Hit(
+            modules=tuple(names),
+            first_step=int(timeline.steps[rows[0]]),
+            last_step=int(timeline.steps[rows[-1]]),
+            evidence={"inputs": names, "steps": len(rows), "repeated": False, "targets_change": False},
+            message=(
+                f"In {len(rows)} sampled steps all samples of a batch were the same tokens: what {named(names)} makes of them "
+                "does not vary over the batch."
+            ),
+            remedy=Remedy(
+                "Decode two samples of a batch as the model gets them, and look for where they become equal: padding that is "
+                "kept in place of the text, a text cut at the wrong end, an id for unknown words.",
+            ),
+            severity=self._severity(timeline, repeated=False, changing=False),
+            strength=5.0,
+        )
 
     def _hit(self, timeline: Timeline, rows: Indices, *, repeated: bool) -> Hit:
         names = timeline.site_names("input")
@@ -140,6 +178,17 @@ class ConstantInput(Rule):
         if repeated and (not changing or timeline.step_count < PATIENCE):
             return Severity.INFO
         return found
+
+
+def _role(timeline: Timeline, path: str) -> str:
+    module = timeline.modules.get(path)
+    return module.role if module else "other"
+
+
+def _takes_tokens(timeline: Timeline) -> bool:
+    """Whether the model has embeddings and is given no numbers but theirs."""
+    embeds = any(module.role == "embedding" for module in timeline.info.modules)
+    return embeds and timeline.lack("input.rms") is not None and len(timeline.frames) > 0
 
 
 def _targets_change(timeline: Timeline, rows: Indices) -> bool:

@@ -155,7 +155,7 @@ class DeadUnits(Rule):
     def _since(self, known: npt.NDArray[np.intp], site: int, low: npt.NDArray[np.int32], high: npt.NDArray[np.int32]) -> int:
         """The first row from which on more than the allowed share was never active."""
         later = [np.bitwise_or.accumulate(bits[known[::-1], site]) for bits in (low, high)]
-        counts = np.array([_active(a, b) for a, b in zip(later[0], later[1], strict=True)])
+        counts = _bits_set(later[0]) + _bits_set(later[1])
         enough = np.flatnonzero(1 - counts / (2 * HALF) > self.most_share)
         return int(known[::-1][enough[-1]])
 
@@ -194,10 +194,15 @@ def _relu_sites(timeline: Timeline) -> dict[int, Layer | None]:
     return found
 
 
-def _active(low: npt.NDArray[np.int32] | np.int32, high: npt.NDArray[np.int32] | np.int32) -> int:
+def _active(low: npt.NDArray[np.int32], high: npt.NDArray[np.int32]) -> int:
     """Units that were active at least once."""
-    either = (int(np.bitwise_or.reduce(np.atleast_1d(bits))) for bits in (low, high))
-    return sum(bits.bit_count() for bits in either)
+    return sum(int(np.bitwise_or.reduce(bits)).bit_count() for bits in (low, high))
+
+
+def _bits_set(masks: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """How many bits are set in each of these masks of 16; [masks]."""
+    pairs = masks.astype("<u2").view(np.uint8).reshape(-1, 2)
+    return np.asarray(np.unpackbits(pairs, axis=1).sum(axis=1), dtype=np.int64)
 
 
 def _remedy(dead: list[_Dead]) -> Remedy:

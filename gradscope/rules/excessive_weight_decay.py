@@ -27,6 +27,9 @@ from gradscope.trends import median_of
 
 # Optimizers whose weight_decay is added to the gradient before it is divided by its own size.
 ADDED_TO_GRADIENT = ("Adam", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "Rprop")
+FIRST_PAIRS = 20  # pairs of sampled steps in a row, of which the direction of steps is taken
+LEAST_PAIRS = 4
+MOST_PULL = 1.1  # shrinkage over length of a step, above which something else shrinks the weights as well
 SPAN = 100  # steps over which weights are looked at for how much they have shrunk
 
 
@@ -38,18 +41,22 @@ class ExcessiveWeightDecay(Rule):
     ## What it does
 
     Weight decay takes the share lr · weight_decay off each weight in every step (with SGD's momentum m, 1 / (1 - m) times as
-    much in the long run). It speaks in two cases:
+    much in the long run). It speaks in three cases:
 
     - that share is above 1 %, and the weight matrices have shrunk by a tenth within 100 steps;
     - decay makes more than 70 % of the steps (lr · weight_decay over the update ratio; where an adaptive optimizer adds the
       decay to the gradient, weight_decay · |W| beside |g|), the matrices have shrunk by 30 % within 100 steps, and training
-      neither works nor progresses.
+      neither works nor progresses;
+    - no optimizer decays weights, and yet more than 70 % of the first steps' length leads straight to zero, as a penalty on
+      weights in the loss makes them, the matrices have shrunk by 30 % within 100 steps, and training neither works nor
+      progresses.
 
     ## Why it is bad
 
     A share of 1 % halves all weights in 69 steps. Signal and gradient shrink as the product over the layers, and the loss
     comes to rest where decay and gradient balance: with AdamW at a rate of 0.01 and a decay of 20 each step moved the weights
-    by 22 % of their norm, and the loss stood at two thirds of its start.
+    by 22 % of their norm, and the loss stood at two thirds of its start. The sum of squares of all weights, added to a
+    cross-entropy as it is, left digits at ln 10.
 
     ## How it is told apart
 
@@ -93,7 +100,10 @@ class ExcessiveWeightDecay(Rule):
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         sites = self._decayed(timeline)
         rate = usual_rate(timeline)
-        if not len(sites) or len(timeline.frames) < 2 or not rate > 0:
+        if len(timeline.frames) < 2 or not rate > 0:
+            return
+        if not len(sites):
+            yield from self._of_penalty(timeline)
             return
         optimizer = timeline.optimized[timeline.schema.parameters[sites[0]].path]
         before, after = _steepest(timeline, sites)
@@ -107,6 +117,38 @@ class ExcessiveWeightDecay(Rule):
             yield self._hit(timeline, sites, optimizer, (before, after), shrunk, of_step, strength=5.0)
         elif of_step > self.most_of_step and shrunk > self.shrunk and not works(timeline) and not timeline.progressing:
             yield self._hit(timeline, sites, optimizer, (before, after), shrunk, of_step, strength=3.0)
+
+    def _of_penalty(self, timeline: Timeline) -> Iterator[Hit]:
+        """What a penalty in the loss does to weights that no optimizer decays."""
+        sites = np.flatnonzero(matrices(timeline))
+        if not len(sites) or timeline.onset is not None or works(timeline) or timeline.progressing:
+            return
+        pull = _pull(timeline, sites)
+        before, after = _steepest(timeline, sites)
+        if before < 0 or not self.most_of_step < pull <= MOST_PULL:
+            return
+        norms = _norms(timeline, sites)
+        shrunk = 1 - float(norms[after] / norms[before])
+        if shrunk > self.shrunk:
+            yield self._hit_of_penalty(timeline, sites, (int(timeline.steps[before]), int(timeline.steps[after])), shrunk, pull)
+
+    def _hit_of_penalty(
+        self, timeline: Timeline, sites: npt.NDArray[np.intp], steps: tuple[int, int], shrunk: float, pull: float
+    ) -> Hit:
+        return Hit(
+            modules=owners(timeline, [timeline.schema.parameters[site].path for site in sites]),
+            first_step=steps[0],
+            last_step=steps[1],
+            evidence={"weight_decay": 0.0, "share_of_step": plain(pull), "shrunk": plain(shrunk)},
+            message=(
+                f"{100 * pull:.0f} % of the first steps' length led straight to zero, though no optimizer decays weights, and "
+                f"the weights shrank by {100 * shrunk:.0f} % from step {steps[0]} to {steps[1]}: a penalty on them in the loss "
+                "outweighs the rest of it."
+            ),
+            remedy=Remedy("Multiply the penalty on the weights with a thousandth of its factor or less: 0.0001 is usual."),
+            severity=max(gravity(timeline), Severity.WARNING),
+            strength=3.0,
+        )
 
     def _decayed(self, timeline: Timeline) -> npt.NDArray[np.intp]:
         """The matrices whose optimizer decays them."""
@@ -181,6 +223,18 @@ def _share_of_steps(timeline: Timeline, sites: npt.NDArray[np.intp], optimizer: 
     ratio = timeline.column("update.ratio")[:, sites].astype(np.float64)
     known = np.isfinite(ratio) & (ratio > 0)
     return min(median_of(_taken(optimizer, rate) / ratio[known]), 1.0) if known.any() else math.nan
+
+
+def _pull(timeline: Timeline, sites: npt.NDArray[np.intp]) -> float:
+    """How much of the first steps' length leads straight to zero: median of shrinkage over length; NaN where not known."""
+    norms = timeline.column("weight.norm")[:, sites].astype(np.float64)
+    lengths = timeline.column("update.ratio")[:, sites].astype(np.float64) * norms
+    rows = np.flatnonzero(np.diff(timeline.steps) == 1)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        whole, length = np.sqrt(np.sum(norms**2, axis=1)), np.sqrt(np.sum(lengths**2, axis=1))
+        pulls = (whole[rows] - whole[rows + 1]) / length[rows]
+    pulls = pulls[np.isfinite(pulls)][:FIRST_PAIRS]
+    return median_of(pulls) if len(pulls) >= LEAST_PAIRS else math.nan
 
 
 def _norms(timeline: Timeline, sites: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:

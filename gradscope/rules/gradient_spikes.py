@@ -115,7 +115,8 @@ class GradientSpikes(Rule):
             },
             message=(
                 f"At step {steps[worst]} the gradient norm jumped to {norms[worst]:.3g}, {norms[worst] / usual:.3g} times the "
-                f"median of the 30 steps before ({len(starts)} such event{'s' * (len(starts) > 1)} in {len(norms)} steps)."
+                f"median of the 30 steps before ({len(starts)} such event{'s' * (len(starts) > 1)} in "
+                f"{timeline.step_count} steps)."
             ),
             remedy=_remedy(timeline),
             severity=self._severity(timeline, harmful, len(starts)),

@@ -7,16 +7,26 @@ from dataclasses import dataclass
 from typing import ClassVar
 from typing import final
 
+import numpy as np
+
 from gradscope.depth import InitGrowth
 from gradscope.depth import has_norm
 from gradscope.depth import init_growth
 from gradscope.depth import init_remedy
 from gradscope.depth import is_residual
+from gradscope.depth import matrix_ratios
+from gradscope.depth import matrix_remedy
+from gradscope.depth import most_matrix_ratios
 from gradscope.depth import plain
+from gradscope.evidence import PATIENCE
 from gradscope.evidence import RELU_FOR_SIGMOID
 from gradscope.evidence import gravity
+from gradscope.evidence import owners
+from gradscope.evidence import stalled
+from gradscope.objective import given
 from gradscope.records import Hit
 from gradscope.records import Remedy
+from gradscope.records import Severity
 from gradscope.rule import Rule
 from gradscope.timeline import Timeline
 
@@ -32,7 +42,11 @@ class InitTooSmall(Rule):
     * Var(W) / gain^2, and measures how the signal (the standard deviation over the batch, not the root mean square, which
     biases keep up) changes with depth. It speaks where a net of four matrix layers or more, without normalisation and
     without residual additions, has a median rho below 0.7 and loses more than 0.15 decades a layer and more than three
-    decades over all.
+    decades over all. Of matrices that no layer of torch holds it is not known which way they are multiplied: four or more
+    count with the longer side as fan_in and no activation, which is the largest rho that they can have; they must lose three
+    decades even so, and the output must vary by less than 0.001 over the batch.
+    So are two or three layers judged, with a median rho below 0.01; as training may well recover from that, it is an aside
+    until a hundred steps have brought the loss nowhere.
 
     ## Why it is bad
 
@@ -75,23 +89,67 @@ class InitTooSmall(Rule):
     kind: ClassVar[str] = "cause"
     needs: ClassVar[tuple[str, ...]] = ("weight.norm", "fact.wiring")
     explains: ClassVar[tuple[str, ...]] = (
-        "vanishing-gradients", "loss-plateau", "collapsed-output", "lr-too-low", "weights-not-moving", "adam-epsilon-dominates",
-        "fp16-underflow", "labels-unrelated",
+        "vanishing-gradients", "loss-plateau", "collapsed-output", "lr-too-low", "dead-units", "weights-not-moving",
+        "adam-epsilon-dominates", "fp16-underflow", "labels-unrelated",
     )  # fmt: skip
 
     most_rho: float = 0.7  # median over the layers; PyTorch's default before a ReLU has 1/6
     most_slope: float = -0.15  # decades a layer
     most_total: float = -3.0  # decades over all layers
+    few_layers: int = 2  # of which all must be tiny, and training stand still
+    few_rho: float = 0.01  # median over so few
     least_layers: int = 4  # matrix layers; the default needs eight to lose three decades, ln(1e-3) / ln(0.41)
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
-        if len(timeline.layers) < self.least_layers or is_residual(timeline) or has_norm(timeline):
+        if is_residual(timeline) or has_norm(timeline):
             return
-        growth = init_growth(timeline)
-        if growth is None or not growth.rho < self.most_rho:
+        if len(timeline.layers) >= self.least_layers:
+            growth = init_growth(timeline)
+            shrinks = growth is not None and growth.slope < self.most_slope and growth.total < self.most_total
+            if growth is not None and shrinks and growth.rho < self.most_rho:
+                yield self._hit(timeline, growth)
+        else:
+            yield from self._by_the_output(timeline)
+
+    def _by_the_output(self, timeline: Timeline) -> Iterator[Hit]:
+        """Few layers, or matrices that no layer of torch holds: what they let through at most, and what came out of them."""
+        rhos = {**matrix_ratios(timeline), **most_matrix_ratios(timeline)}
+        if len(rhos) < self.few_layers:
             return
-        if growth.slope < self.most_slope and growth.total < self.most_total:
-            yield self._hit(timeline, growth)
+        short = len(rhos) < self.least_layers
+        known = np.array(list(rhos.values()))
+        total, rho = 0.5 * float(np.log10(known).sum()), float(np.median(known))
+        output = float(given(timeline, "input_signal")[0])  # over the batch: biases do not show in it
+        tiny = rho < (self.few_rho if short else self.most_rho)
+        if tiny and total < self.most_total and output < 10**self.most_total:
+            severity = gravity(timeline)
+            if short:  # which may well recover
+                severity = Severity.WARNING if stalled(timeline) else Severity.INFO
+            yield self._output_hit(timeline, rhos, rho, total, output, severity)
+
+    def _output_hit(
+        self, timeline: Timeline, rhos: dict[str, float], rho: float, total: float, output: float, severity: Severity
+    ) -> Hit:
+        return Hit(
+            modules=owners(timeline, rhos),
+            first_step=0,
+            last_step=0,
+            evidence={"rho": plain(rho), "decades": plain(total), "matrices": len(rhos), "output_signal": plain(output)},
+            message=(
+                f"At step 0 the weights' variance is {rho:.3g} times what keeps the scale (median of {len(rhos)} matrices), "
+                f"and the output varies by {output:.2g} over the batch: the signal fades over depth before any update."
+            ),
+            remedy=matrix_remedy(rhos),
+            severity=severity,
+            strength=4.0,
+        )
+
+    def _severity(self, timeline: Timeline) -> Severity:
+        """Where the output still does not vary over the batch, a loss that looks as if it had come down did so by chance."""
+        outputs = given(timeline, "input_signal")
+        outputs = outputs[np.isfinite(outputs)]
+        silent = timeline.step_count >= PATIENCE and bool((outputs[-1:] < 10**self.most_total).any())
+        return max(gravity(timeline), Severity.WARNING if silent else Severity.INFO)
 
     def _hit(self, timeline: Timeline, growth: InitGrowth) -> Hit:
         sigmoids = sum(timeline.modules[path].activation == "sigmoid" for path in growth.rhos)
@@ -111,7 +169,7 @@ class InitTooSmall(Rule):
                 "update."
             ),
             remedy=_for_sigmoids() if 2 * sigmoids > len(growth.rhos) else init_remedy(growth),
-            severity=gravity(timeline),
+            severity=self._severity(timeline),
             strength=4.0,
         )
 

@@ -92,7 +92,9 @@ class InitialLossOff(Rule):
         if loss.kind == "cross_entropy":
             return guess(loss)
         known = targets(timeline) if loss.kind == "mse" else None
-        return known.std**2 if known else math.nan
+        if known is None:
+            return math.nan
+        return max(known.std**2, loss.baseline or 0.0)  # of heavy tails the first batch may have more than most have
 
     def _ceiling(self, loss: LossInfo, expected: float) -> float:
         if loss.kind == "cross_entropy":

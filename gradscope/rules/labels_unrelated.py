@@ -8,6 +8,7 @@ from typing import ClassVar
 from typing import final
 
 import numpy as np
+import numpy.typing as npt
 
 from gradscope.depth import plain
 from gradscope.depth import step_sizes
@@ -36,9 +37,11 @@ class LabelsUnrelated(Rule):
     ## What it does
 
     Waits for 200 steps. It asks the question where the loss has stood within 3 % of the entropy of the labels (the variance
-    of the targets) for 100 losses, while everything else is as it should be: the inputs differ and are of ordinary scale, the
-    signal reaches the output, the gradient reaches every parameter, the optimizer holds them all, and steps are of ordinary
-    size. A loss that still comes down towards a constant prediction's, and is not below it, counts as one that stands.
+    of the targets, within what the batches' own scatter explains, 10 % at most) for 100 losses, while everything else is as
+    it should be: the inputs differ and are of ordinary scale, the signal reaches the output, the gradient reaches every
+    parameter, the optimizer holds them all, and steps are of ordinary size. A loss that still comes down towards a constant
+    prediction's, and is not below it, counts as one that stands, and after 300 steps so does one that creeps: what is learned
+    by heart of labels at random comes off slowly.
 
     ## Why it is bad
 
@@ -70,7 +73,10 @@ class LabelsUnrelated(Rule):
     least_steps: ClassVar[int] = 200
     explains: ClassVar[tuple[str, ...]] = ("loss-plateau",)
 
+    slow: int = 300  # steps after which one that has not left a constant prediction's has not learned, though it creeps
     near: float = 0.03  # of the loss of a constant prediction
+    most_near: float = 0.1  # the same, where losses scatter
+    deviations: float = 2.5  # of the medians compared (of 1.25 standard errors each), that chance explains
     window: int = 100  # losses
     least_step: float = 1e-4  # median update ratio
     most_step: float = 0.05  # median update ratio
@@ -88,10 +94,20 @@ class LabelsUnrelated(Rule):
         if not level > 0 or len(recent) < self.window or not np.isfinite(timeline.loss).all():
             return
         over = [each(timeline, loss, median_of(part)) / level - 1 for part in np.array_split(recent, 2)]
-        learns = timeline.progressing and not over[-1] > 0  # down to a constant prediction's loss there is nothing to learn
-        stands = all(abs(share) < self.near for share in over) and not learns
+        above = over[-1] > 0  # down to a constant prediction's loss there is nothing to learn
+        learns = timeline.progressing and not above and timeline.step_count < self.slow
+        near = self._near(timeline, recent / level)
+        stands = all(abs(share) < near for share in over) and not learns
         if stands and timeline.onset is None and self._in_order(timeline, loss):
             yield self._hit(timeline, loss, level)
+
+    def _near(self, timeline: Timeline, recent: npt.NDArray[np.float64]) -> float:
+        """How far from a constant prediction's counts as there: batches of a regression scatter, and so do their variances."""
+        halves = np.std(recent) / (len(recent) // 2) ** 0.5
+        variances = given(timeline, "target_rms") ** 2 - given(timeline, "target_mean") ** 2
+        known = variances[np.isfinite(variances)]
+        level = np.std(known) / np.median(known) / len(known) ** 0.5 if len(known) and np.median(known) > 0 else 0.0
+        return float(np.clip(self.deviations * np.hypot(halves, level), self.near, self.most_near))
 
     def _in_order(self, timeline: Timeline, loss: LossInfo) -> bool:
         return (

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from gradscope.evidence import warming_up
 from gradscope.objective import one_batch
 from gradscope.objective import sole_loss
+from gradscope.objective import targets
 from gradscope.records import Hit
 from gradscope.records import Remedy
 from gradscope.records import Severity
@@ -42,7 +43,8 @@ class LossPlateau(Rule):
     ## How it is told apart
 
     A loss that has reached its end lies far below a constant prediction. Slow progress is a trend, and counts as progress. In
-    a warm-up the rate is not there yet. Losses of GANs and of actors and critics, and losses that go below zero, measure no
+    a warm-up the rate is not there yet. Where 2 % of the targets are absurd, batches' variances lie tenfold apart: then that of
+    the first is no level. Losses of GANs and of actors and critics, and losses that go below zero, measure no
     distance to a goal, and are not judged.
 
     ## What to do
@@ -73,6 +75,7 @@ class LossPlateau(Rule):
     level: float = 0.8  # of the loss of the best constant prediction
     level_from_above: float = 0.95  # the same, where the loss came down to it
     guessed: float = 0.99  # of the same, above which the way down to it is not counted as a trend
+    alike: float = 3.0  # times which the variance of most batches and of the first may differ, for it to be a level
     drift: float = 0.02  # from where it started, where the level is not known
     window: int = 100  # losses without progress
     blind_window: int = 200  # the same, where the level is not known
@@ -101,13 +104,21 @@ class LossPlateau(Rule):
 
     def _reference(self, timeline: Timeline, flat: npt.NDArray[np.float64]) -> tuple[str, float] | None:
         """The level that the loss has not left, and what it is; None where it has."""
-        baseline = timeline.known_baseline
+        baseline = None if self._varies(timeline) else timeline.known_baseline
         if baseline is not None:
             least = self.level_from_above if timeline.learning else self.level
             return ("the best constant prediction", baseline) if timeline.last_loss >= least * baseline else None
         start = median_of(flat[:20])
         near = abs(timeline.last_loss - start) <= self.drift * abs(start)
         return ("its start", start) if near and len(flat) >= self.blind_window and flat.min() >= 0 else None
+
+    def _varies(self, timeline: Timeline) -> bool:
+        """Whether the targets' variance in the first batch, which the level is taken from, is not that of most batches."""
+        loss = sole_loss(timeline)
+        known = targets(timeline) if loss is not None and loss.kind == "mse" else None
+        if loss is None or known is None or not loss.baseline:
+            return False
+        return not 1 / self.alike <= known.std**2 / loss.baseline <= self.alike
 
     def _hit(self, timeline: Timeline, flat: npt.NDArray[np.float64], reference: tuple[str, float], since: int) -> Hit:
         name, value = reference

@@ -41,6 +41,8 @@ class MissingNormalization(Rule):
 
     - A residual stack of six blocks or more whose output, at step 0, grows by a tenth of a decade a block or more, while
       the layers inside the blocks are initialised well (median rho = fan_in * Var(W) / gain^2 between 0.3 and 2.5).
+      Where the model itself adds up the branches no module puts the sum out: then the layers' outputs stand for it, whose
+      growth is shared out among the additions, and training must have blown up or overshot for want of a normalisation.
     - A plain net of ten matrix layers or more whose scale is even over depth at step 0, and which blows up within the
       first ten steps although no step before moved the median weight matrix by a tenth of its norm; or whose first step was
       measured to overshoot, and not to do so once what each layer puts out is divided by its root mean square.
@@ -111,11 +113,48 @@ class MissingNormalization(Rule):
     def _residual(self, timeline: Timeline) -> Iterator[Hit]:
         blocks = list(timeline.blocks)
         rhos = list(init_ratios(timeline).values())
-        if len(blocks) < self.least_blocks or not rhos or not self.least_rho <= np.median(rhos) <= self.most_rho:
+        if not rhos or not self.least_rho <= np.median(rhos) <= self.most_rho:
+            return
+        if len(blocks) < self.least_blocks:
+            yield from self._unseen_stream(timeline, float(np.median(rhos)))
             return
         slope = theil_sen(decades(timeline.column("activation.rms")[0][blocks]))
         if slope >= self.least_slope:
             yield self._residual_hit(timeline, blocks, slope, float(np.median(rhos)))
+
+    def _unseen_stream(self, timeline: Timeline, rho: float) -> Iterator[Hit]:
+        """Branches that the model itself adds up: no module puts out the sum, but what the layers make of it grows along."""
+        wiring = timeline.info.wiring
+        sites = [layer.site for layer in timeline.layers[:-1] if not layer.weight.zero_at_start]
+        additions = wiring.residual_additions if wiring is not None else 0
+        if not additions or len(sites) < additions or not (suffices(timeline, self.name) or timeline.onset is not None):
+            return
+        slope = theil_sen(decades(timeline.column("activation.rms")[0][sites])) * len(sites) / additions
+        if slope >= self.least_slope:
+            yield self._stream_hit(timeline, sites, additions, slope, rho)
+
+    def _stream_hit(self, timeline: Timeline, sites: list[int], additions: int, slope: float, rho: float) -> Hit:
+        return Hit(
+            modules=tuple(timeline.schema.modules[site].path for site in sites),
+            first_step=0,
+            last_step=0,
+            evidence={
+                "blocks": additions,
+                "decades_per_block": plain(slope),
+                "rho": plain(rho),
+                **measured(timeline, self.name),
+            },
+            message=(
+                f"The residual stack has no normalisation: at step 0 the scale of its layers grows by a factor {10**slope:.3g} "
+                f"with each of {additions} additions, though the weights are of the right size (rho {rho:.2g})."
+            ),
+            remedy=Remedy(
+                f"Normalise what each branch takes in, and scale what each of the {additions} branches adds by "
+                f"{additions**-0.5:.2g}, or let the last layer of each branch begin at zero."
+            ),
+            severity=gravity(timeline),
+            strength=5.0 if suffices(timeline, self.name) else 4.0,
+        )
 
     def _residual_hit(self, timeline: Timeline, blocks: list[int], slope: float, rho: float) -> Hit:
         names = tuple(timeline.schema.modules[block].path for block in blocks)

@@ -60,12 +60,15 @@ class NonfiniteOrigin(Rule):
 
     Where loss, gradient or weights had grown a hundredfold before, the numbers ran out of range: the cause is what made them
     grow, and this finding stands behind it. Modules that hold infinities in healthy steps (attention masks) are left out,
-    and so is everything that left loss, gradients and weights finite.
+    and so is everything that left loss, gradients and weights finite. What a module took that is not finite, while the whole
+    input of the model is, the model has made itself before: a logarithm of its input, or a division by its deviation.
 
     ## What to do
 
     Inputs: look for the sample. Norms: raise `eps`. Softmax and attention: rows with nothing but -inf. Loss: log(0), 0/0, a
-    batch without targets. Backward: derivatives of sqrt, norm and pow at 0, also behind `torch.where`.
+    batch without targets. A probability of zero has no slope either: where relu(o) / sum was put into a logarithm, a bound
+    kept the loss finite and did not bring it where a cross entropy of the logits came in as many steps. Backward: derivatives
+    of sqrt, norm and pow at 0, also behind `torch.where`.
 
     ## Known false alarms
 
@@ -198,6 +201,13 @@ def _told_remedy(timeline: Timeline, told: Origin) -> Remedy:
         return Remedy(hint, ANOMALY)
     if told.dtype == "float16":
         return Remedy("Work this operation out in float32, or in bfloat16, whose range is as wide: float16 ends at 65,504.")
+    if told.place == "between" and told.before is None and told.node is None:
+        return Remedy(
+            f"Look in forward(), before {_shown(told.module)}, for a logarithm, a root, a power or a division, and keep its "
+            "operand where it has a result: log1p takes nothing below -1, and the deviation of a single row is NaN."
+        )
+    if told.place == "loss" and (told.node or "").startswith("LogBackward"):
+        return _from_logits(timeline)
     for name, text, code in _BY_NODE:
         if (told.node or "").startswith(name):
             return Remedy(text, code)
@@ -205,6 +215,18 @@ def _told_remedy(timeline: Timeline, told: Origin) -> Remedy:
     if told.place == "forward" and module is not None:
         return Remedy(_hint(module.role, module.type), ANOMALY)
     return Remedy("Look there for log, sqrt, a division, exp or a power, and bound what goes in.", ANOMALY)
+
+
+def _from_logits(timeline: Timeline) -> Remedy:
+    """A bound keeps the logarithm of a probability finite, and its slope is zero where it bounds: nothing is learned there."""
+    several = not timeline.layers or timeline.layers[-1].weight.shape[0] > 1
+    function = "cross_entropy" if several else "binary_cross_entropy_with_logits"
+    return Remedy(
+        f"Work the logarithm of a probability out from the logits: {function} takes what the last layer puts out. A bound "
+        "alone (x.clamp_min(1e-8)) keeps it finite, but from where it bounds no gradient comes.",
+        f"loss = torch.nn.functional.{function}(output, y)  # output: the last layer's, no softmax, sigmoid or ReLU on it\n"
+        "# where it is no probability: x = torch.log(x.clamp_min(1e-8))",
+    )
 
 
 _INPUT_REMEDY = Remedy(

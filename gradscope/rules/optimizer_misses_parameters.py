@@ -18,6 +18,7 @@ from gradscope.records import Hit
 from gradscope.records import OptimizerInfo
 from gradscope.records import Remedy
 from gradscope.records import Severity
+from gradscope.records import Stray
 from gradscope.rule import Rule
 from gradscope.timeline import Timeline
 
@@ -36,7 +37,9 @@ class OptimizerMissesParameters(Rule):
 
     Finds parameters with `requires_grad` that had a non-zero gradient in ten sampled steps, are in no parameter group of any
     optimizer that steps, and whose norm stayed the same to the last bit. Where the loop steps an optimizer that holds not
-    one parameter of the model, it says so after six steps.
+    one parameter of the model, it says so after six steps. After ten sampled steps it also names layers and parameters that
+    the forward pass uses and that `model.parameters()` does not know, because they stand in a plain list, in a plain object,
+    or are made within the forward pass: the autograd graph shows them, and that no optimizer holds them or wrote to them.
 
     ## Why it is bad
 
@@ -50,11 +53,15 @@ class OptimizerMissesParameters(Rule):
     Frozen parameters (`requires_grad=False`) get no gradient and are not meant. Parameters without a gradient are
     `detached-parameters`. Parameters that an optimizer holds and that still do not move are `weights-not-moving`. A
     parameter that changes between steps is moved by somebody (another optimizer, a moving average), and is left out.
+    Layers in a plain list that an optimizer was given by hand, that are in evaluation mode (a teacher, a net for features
+    that is kept out of the checkpoint on purpose), that run without gradients, or that only the loss uses are not meant.
 
     ## What to do
 
     Make the optimizer from `model.parameters()` after the last change to the model, or hand it the missing ones with
-    `optimizer.add_param_group`. What is meant to stay as it is: set `requires_grad_(False)`, which also saves the gradient.
+    `optimizer.add_param_group`. Keep layers in an `nn.ModuleList` or `nn.ModuleDict` and parameters in an
+    `nn.ParameterList`, and make them in `__init__`: then they also move with `model.to(...)` and are saved. What is meant to
+    stay as it is: set `requires_grad_(False)`, which also saves the gradient.
 
     ## Known false alarms
 
@@ -89,6 +96,8 @@ class OptimizerMissesParameters(Rule):
             missed = self._missed(timeline)
             if missed.any():
                 yield self._partial(timeline, missed)
+            if timeline.info.wiring and timeline.info.wiring.strays:
+                yield self._strays(timeline, timeline.info.wiring.strays)
 
     def _only_foreign(self, timeline: Timeline) -> bool:
         """Whether steps were made, none by an optimizer of the model, though the loss reaches a model that stands still."""
@@ -122,6 +131,29 @@ class OptimizerMissesParameters(Rule):
             strength=10.0,
         )
 
+    def _strays(self, timeline: Timeline, strays: tuple[Stray, ...]) -> Hit:
+        first, last = run_length(timeline)
+        size = sum(stray.elements for stray in strays)
+        total = size + sum(p.size for p in timeline.info.parameters if p.trainable)
+        places = [stray.place for stray in strays if stray.place]
+        kinds = named(sorted({stray.type for stray in strays}))
+        where = (
+            f"the forward pass uses: {kinds} in {named(places)}" if places else f"no attribute of the model leads to: {kinds}"
+        )
+        return Hit(
+            modules=(),
+            first_step=first,
+            last_step=last,
+            evidence={"places": places, "types": kinds, "elements": size, "share": size / total},
+            message=(
+                f"model.parameters() does not know {len(strays)} layers or parameters with {size} elements, {size / total:.0%} "
+                f"of all, that {where}. No optimizer holds them and they never change."
+            ),
+            remedy=_registered(places),
+            severity=Severity.CRITICAL if size >= self.critical_share * total else Severity.WARNING,
+            strength=10.0,
+        )
+
     def _stale(self, timeline: Timeline) -> Hit:
         first, last = run_length(timeline)
         steps = int((timeline.pulse("foreign") == 1).sum())
@@ -140,6 +172,22 @@ class OptimizerMissesParameters(Rule):
             severity=Severity.CRITICAL,
             strength=10.0,
         )
+
+
+def _registered(places: list[str]) -> Remedy:
+    if not places:
+        return Remedy(
+            "Make layers and parameters in __init__ as attributes of the module, not in forward() or outside of the model."
+        )
+    name = places[0].partition("[")[0]
+    attribute = name.rpartition(".")[2]
+    if "[" not in places[0]:
+        return Remedy(f"Make the class of what stands in {name} an nn.Module, so that its parameters are the model's.")
+    kind = "ModuleDict" if places[0][len(name) + 1] in "'\"" else "ModuleList"
+    return Remedy(
+        f"Keep the layers of {name} in an nn.{kind}, or bare parameters in an nn.ParameterList, before the optimizer is made.",
+        f"self.{attribute} = torch.nn.{kind}({attribute})  # in __init__, in place of the plain one",
+    )
 
 
 def _held(timeline: Timeline, name: str, tied: tuple[str, ...]) -> bool:

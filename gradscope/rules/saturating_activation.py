@@ -59,6 +59,8 @@ class SaturatingActivation(Rule):
       (`init-too-small`) or too large (`init-too-large`, which explains this finding).
     - In a net of sigmoids that rule's numbers are off as well, but other weights are no cure: this finding explains it.
     - Inputs that are not normalised saturate the first layers; `unnormalized-input` explains this finding then.
+    - Sigmoids have means of a half, so that the last layer's first steps overshoot sooner (`lr-too-high`): at rates of 0.1,
+      0.03 and 0.01 a net of eight sigmoid layers stayed at a constant's loss (two seeds), and so no rate is the cure.
     - A sigmoid at the output, in a gate, or in one of a few layers does no harm and is not meant.
     - Gates that begin open or closed by their biases are flat at the start too: of this case a warning is made only where
       training blows up, or stands still after 100 steps.
@@ -90,7 +92,7 @@ class SaturatingActivation(Rule):
     needs: ClassVar[tuple[str, ...]] = ("activation.saturated", "activation_gradient.rms", "weight.norm", "fact.wiring")
     explains: ClassVar[tuple[str, ...]] = (
         "saturated-units", "vanishing-gradients", "init-too-small", "loss-plateau", "collapsed-output", "lr-too-low",
-        "weights-not-moving", "adam-epsilon-dominates", "fp16-underflow", "labels-unrelated",
+        "weights-not-moving", "adam-epsilon-dominates", "fp16-underflow", "labels-unrelated", "lr-too-high",
     )  # fmt: skip
 
     least_slope: float = 0.3  # decades a layer by which the gradient shrinks towards the input

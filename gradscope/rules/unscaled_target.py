@@ -61,7 +61,9 @@ class UnscaledTarget(Rule):
     - Inputs that are not normalised are seen at the inputs.
     - A likelihood falls at once where its width grows, though the predictions have gone nowhere: with prices of 2000 ± 500 and
       Adam it fell from 3.1e6 to 1.4e5 in 300 steps, with outputs that were still more than two deviations off. There training
-      counts as working once the outputs' mean is within two deviations of the targets'.
+      counts as working once the outputs' mean is within two deviations of the targets'. So does that of an error which is
+      above a constant prediction's: with targets of 5000 ± 900 and a Huber loss it fell from 5200 to 4290 in 300 steps of
+      Adam, where a constant has 700.
     - Class labels, and targets between 0 and 1, have no scale to correct. Where the loss has come down all the same, the
       finding is an aside.
 
@@ -95,7 +97,7 @@ class UnscaledTarget(Rule):
     most_offset: float = 10.0  # mean over standard deviation
     large_step: float = 0.1  # update ratio of the median matrix in one of the first steps
     first_frames: int = 5  # sampled steps whose size counts
-    most_off: float = 2.0  # standard deviations, that the mean output of a likelihood that works may be off
+    most_off: float = 2.0  # standard deviations, that the mean output of a training that works may be off
     most_start: float = 10.0  # times the targets' variance, that a squared error may begin with
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
@@ -126,11 +128,13 @@ class UnscaledTarget(Rule):
         return first / known.std**2 if loss.kind == "mse" else (first / known.std) ** 2
 
     def _far(self, timeline: Timeline, known: Targets) -> bool:
-        """Whether the outputs of a likelihood are far from the targets still, whatever it has come down to."""
-        loss = sole_loss(timeline)
-        outputs = given(timeline, "input_mean")
+        """Whether the outputs are far from the targets still, whatever the loss has come down to."""
+        loss, outputs = sole_loss(timeline), given(timeline, "input_mean")
         off = median_of(outputs[np.isfinite(outputs)][-self.first_frames :]) - known.mean
-        return loss is not None and loss.kind in LIKELIHOODS and abs(off) > self.most_off * known.std
+        if loss is None or not abs(off) > self.most_off * known.std:
+            return False
+        constant = known.std**2 if loss.kind == "mse" else known.std
+        return loss.kind in LIKELIHOODS or each(timeline, loss, timeline.last_loss) > constant
 
     def _hit(self, timeline: Timeline, known: Targets, size: float, start: float) -> Hit:
         mean, std = f"{known.mean:.4g}", f"{known.std:.4g}"

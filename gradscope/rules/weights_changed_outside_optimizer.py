@@ -160,7 +160,7 @@ class WeightsChangedOutsideOptimizer(Rule):
             message=f"Between optimizer steps {len(names)} weights ({named(names)}) change by {size:.2g} of their norm{what}.",
             remedy=_KEEP_A_COPY if hinders else _IF_MEANT,
             severity=Severity.WARNING if hinders else Severity.INFO,
-            strength=3.0 if undone or not hinders else 2.0,
+            strength=3.0 if undone or not hinders else 2.5,
         )
 
     def _share(self, timeline: Timeline, changed: Mask) -> float:

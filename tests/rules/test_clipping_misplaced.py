@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from gradscope.records import Hit
+from gradscope.records import OptimizerInfo
 from gradscope.records import Severity
 from gradscope.rules.clipping_misplaced import ClippingMisplaced
 from gradscope.timeline import Timeline
 from tests.timelines import build
 from tests.timelines import empty
 from tests.timelines import poisoned
+from tests.timelines import sgd
 
 STUCK = {"loss": lambda step: 1.39 + 0.01 * math.sin(7 * step)}
 
@@ -22,8 +24,8 @@ def hits(timeline: Timeline) -> list[Hit]:
     return list(ClippingMisplaced().check(timeline))
 
 
-def run(place: Any, *, limit: Any = 0.5, norm: Any = 2.0, pulses: Any = None, **more: Any) -> list[Hit]:
-    columns = {"step.clip_place": place, "step.clip_limit": limit, "step.clip_norm": norm}
+def run(place: Any, *, limit: Any = 0.5, norm: Any = 2.0, pulses: Any = None, columns: Any = None, **more: Any) -> list[Hit]:
+    columns = {"step.clip_place": place, "step.clip_limit": limit, "step.clip_norm": norm, **(columns or {})}
     return hits(build(columns=columns, pulses=pulses, **more))
 
 
@@ -76,3 +78,18 @@ def test_a_limit_that_is_not_known_gets_one_to_begin_with() -> None:
 def test_healthy_and_broken_numbers_raise_nothing() -> None:
     for timeline in (build(), empty(), poisoned(math.nan), poisoned(math.inf), poisoned(0.0)):
         assert not hits(timeline)
+
+
+def blown_up(*, norm: float = 50.0, optimizer: str = "SGD") -> list[Hit]:
+    """Steps of 20 % by gradients of this norm, which a limit of 0.5 in its place would have cut."""
+    settings = {"eps": 1e-8} if optimizer == "Adam" else {"momentum": 0.0}
+    made = OptimizerInfo(optimizer, 0.1, sgd().parameters, 0, settings)
+    pulses = {"loss": lambda step: 1.4 * 1.3**step, "gradient_norm": norm}
+    return run(2.0, pulses=pulses, columns={"update.ratio": 0.2}, optimizers=(made,))
+
+
+def test_it_is_critical_where_training_blew_up_by_steps_that_a_limit_in_its_place_had_cut() -> None:
+    assert blown_up()[0].severity is Severity.CRITICAL
+    assert blown_up(norm=0.4)[0].severity is Severity.WARNING  # below the limit
+    assert blown_up(norm=0.6)[0].severity is Severity.WARNING  # and steps as long with it
+    assert blown_up(optimizer="Adam")[0].severity is Severity.WARNING  # which divides by their size

@@ -107,6 +107,21 @@ def test_most_elements_of_most_parameters_must_stand_at_the_limit() -> None:
     assert not by_value(lambda step: 1e-5 if step < 9 else math.nan)
 
 
+def by_hand(norm: Any = 1e-3, *, pulses: Any = {"loss": lambda step: 1.39 + 0.1 * math.sin(7 * step)}) -> list[Hit]:  # noqa: B006
+    return hits(build(columns={"update.ratio": 1e-5}, pulses={"gradient_norm": norm, **pulses}))
+
+
+def test_a_norm_that_is_the_same_in_every_step_was_set_by_hand() -> None:
+    (hit,) = by_hand(lambda step: 1e-3 * (1 - 1e-5 * (step % 3)))
+    assert hit.evidence["limit"] == pytest.approx(1e-3, rel=1e-3)
+    assert hit.evidence["of"] == "norm"
+    assert not by_hand(lambda step: 1e-3 * (1 + 0.01 * (step % 3)))
+
+
+def test_a_norm_that_is_the_same_because_each_batch_is_the_same_was_not() -> None:
+    assert not by_hand(pulses={"loss": lambda step: 1.39 - 1e-6 * step})
+
+
 def test_it_says_why_it_could_not_look_where_nothing_clips() -> None:
     rule = ClippingTooTight()
     assert rule.obstacle(build()) == "clip_grad_norm_() was not called in the loop"

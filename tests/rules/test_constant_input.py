@@ -110,3 +110,21 @@ def test_only_steps_that_were_compared_are_counted() -> None:
     (hit,) = hits(run({"input.repeated": lambda step: 1.0 if step % 5 == 0 else math.nan}))
     known = hit.evidence["steps"]
     assert f"in {known} of the {known} sampled steps that were compared" in hit.message
+
+
+def tokens(columns: dict[str, Any], **given: Any) -> Timeline:
+    net = module("words", "Embedding", "embedding") + module("places", "Embedding", "embedding") + SMALL
+    return run(columns, net=net, inputs=(), **given)
+
+
+def test_tokens_that_are_the_same_for_every_sample() -> None:
+    (hit,) = hits(tokens({"activation.signal": 0.0}))
+    assert hit.modules == ("words", "places") and hit.severity is Severity.CRITICAL
+    assert "same tokens" in hit.message
+
+
+def test_tokens_that_differ_or_are_not_known_are_left_alone() -> None:
+    assert not hits(tokens({"activation.signal": {"places": 0.0, "layers.0": 0.0}}))
+    assert not hits(tokens({"activation.signal": {"places": 0.0, "words": 0.0}}))  # another way in
+    assert not hits(tokens({"activation.signal": math.nan}))
+    assert not hits(tokens({"activation.signal": 0.0}, steps=range(4)))

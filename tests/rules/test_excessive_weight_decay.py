@@ -97,6 +97,22 @@ def test_weights_that_shrink_without_decay_are_another_matter() -> None:
     assert not run(1e-4, left=0.1)
 
 
+def by_penalty(ratio: float, *, shrinks: float = 0.02, pulses: Any = STUCK) -> list[Hit]:
+    """Weights that lose a share of their norm in every step, of updates that are ``ratio`` of it, with no decay."""
+    columns = {"weight.norm": lambda step: STARTS * (1 - shrinks) ** step, "update.ratio": ratio}
+    return hits(build(columns=columns, pulses=pulses, optimizers=(optimizer(0.0),)))
+
+
+def test_steps_that_lead_straight_to_zero_without_decay_are_those_of_a_penalty_in_the_loss() -> None:
+    (hit,) = by_penalty(0.025)
+    assert hit.evidence["share_of_step"] == pytest.approx(0.8, rel=1e-3)
+    assert "a penalty on them in the loss" in hit.message
+    assert not by_penalty(0.03)  # two thirds
+    assert not by_penalty(0.015)  # something else shrinks them as well
+    assert not by_penalty(0.0025, shrinks=0.002)  # by a fifth in a hundred steps
+    assert not by_penalty(0.025, pulses={})  # the training works
+
+
 def test_slow_shrinkage_over_a_long_run_is_not_counted() -> None:
     columns = {"weight.norm": lambda step: STARTS * math.exp(-step / 3000), "update.ratio": 0.01}
     slow = build(

@@ -131,3 +131,11 @@ def test_gradients_of_a_loss_that_counts_more_from_a_step_on_are_no_spike() -> N
     pulses = {"gradient_norm": risen, "loss": risen}
     assert hits(build(steps=range(0, 150, 8), total=150, pulses=pulses))
     assert not hits(build(steps=range(0, 150, 8), total=150, pulses=pulses, columns={"loss.weight": risen}))
+
+
+def test_says_how_many_steps_were_made_and_not_of_how_many_norms_are_known() -> None:
+    def norm(step: int) -> float:
+        return math.nan if step % 2 else (40.0 if step == 60 else 2.0)
+
+    (hit,) = hits(build(steps=(), total=150, pulses={"gradient_norm": norm}))
+    assert "(1 such event in 150 steps)" in hit.message

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gradscope.records import Hit
+from gradscope.records import ModuleInfo
 from gradscope.records import Severity
 from gradscope.rules.init_too_small import InitTooSmall
 from gradscope.timeline import Timeline
@@ -22,6 +23,7 @@ from tests.timelines import linear
 from tests.timelines import mlp
 from tests.timelines import module
 from tests.timelines import norm
+from tests.timelines import parameter
 from tests.timelines import poisoned
 
 DEEP = mlp(*[64] * 21)  # twenty matrix layers
@@ -94,3 +96,48 @@ def test_layers_that_start_at_zero_do_not_count() -> None:
 def test_healthy_and_broken_numbers_raise_nothing() -> None:
     for timeline in (build(DEEP), empty(), poisoned(math.nan, net=DEEP), poisoned(math.inf, net=DEEP), poisoned(0.0, net=DEEP)):
         assert not hits(timeline)
+
+
+def bare(count: int) -> Net:
+    """A module of the user's own with so many matrices of 64 by 32."""
+    names = [f"weights.{i}" for i in range(count)]
+    return Net((), tuple(parameter(name, (64, 32)) for name in names)) + Net(
+        (ModuleInfo("weights", "ParameterList", "other", tuple(names)),), ()
+    )
+
+
+def of_bare(rho: float, output: float, *, count: int = 8, **more: Any) -> list[Hit]:
+    norms = {name.name: math.sqrt(rho * 32) for name in bare(count).parameters}  # 64 inputs at most
+    columns = {"weight.norm": norms, "loss.input_signal": output}
+    return hits(build(bare(count), columns=columns, **({"pulses": STUCK} | more)))
+
+
+def test_matrices_that_no_layer_holds_are_named_by_what_they_let_through_at_most() -> None:
+    (hit,) = of_bare(0.01, 1e-9)
+    assert hit.evidence["rho"] == pytest.approx(0.01, rel=1e-3) and hit.evidence["decades"] == pytest.approx(-8, rel=1e-3)
+    assert "weights.0" in (hit.remedy.code or "") and hit.severity is Severity.CRITICAL
+
+
+def test_matrices_that_no_layer_holds_must_be_seen_to_let_the_signal_die() -> None:
+    assert not of_bare(0.01, 0.1)
+    assert not of_bare(0.01, math.nan)
+    assert not of_bare(0.01, 1e-9, count=3)
+    assert not of_bare(0.5, 1e-9)
+    assert not of_bare(0.01, 1e-9, wiring=classification(bare(8), norms=1))
+
+
+def test_few_layers_that_are_tiny_count_once_training_stands_still() -> None:
+    net = mlp(16, 32, 4)
+    columns = {"weight.norm": lambda step: np.array([1e-3, 1e-3]), "loss.input_signal": 1e-7}
+    (early,) = hits(build(net, columns=columns, pulses=STUCK, steps=range(30), total=30))
+    (late,) = hits(build(net, columns=columns, pulses=STUCK, steps=range(0, 200, 10), total=200))
+    assert (early.severity, late.severity) == (Severity.INFO, Severity.WARNING)
+    assert late.evidence["matrices"] == 2
+    assert not hits(build(net, columns={**columns, "loss.input_signal": 0.1}, pulses=STUCK))
+    assert not hits(build(net, columns={**columns, "weight.norm": 3.0}, pulses=STUCK))
+
+
+def test_an_output_that_does_not_vary_has_learned_nothing_whatever_the_loss_seems_to_say() -> None:
+    columns = {**shrunk(DEEP, DEFAULT), "loss.input_signal": 0.0}
+    assert hits(build(DEEP, columns=columns))[0].severity is Severity.WARNING
+    assert hits(build(DEEP, columns={**columns, "loss.input_signal": 0.5}))[0].severity is Severity.INFO

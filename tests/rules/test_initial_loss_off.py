@@ -73,3 +73,9 @@ def test_a_loss_with_other_terms_or_summed_over_features_is_not_judged() -> None
 def test_healthy_and_broken_numbers_raise_nothing() -> None:
     for timeline in (build(), empty(), build(steps=()), poisoned(math.nan), poisoned(math.inf)):
         assert not hits(timeline)
+
+
+def test_a_first_batch_with_absurd_targets_is_measured_by_its_own_variance() -> None:
+    columns = {**regressed(), "loss.input_rms": 4.0}
+    assert not hits(run(14.0, 1.0, columns, wiring=one_loss(baseline=12.8)))
+    assert hits(run(14.0, 1.0, columns, wiring=one_loss(baseline=1.1)))

@@ -54,6 +54,15 @@ def test_asks_of_a_regression_too() -> None:
     assert hits(run(regressed(), wiring=one_loss(baseline=1.0), pulses={"loss": lambda step: 1.0 + 0.01 * math.sin(step)}))
 
 
+def test_the_scatter_of_batches_widens_the_level() -> None:
+    def of(scatter: float) -> list[Hit]:
+        noisy = {"loss": lambda step: 1.06 + scatter * math.sin(step * 2.3)}
+        varied = regressed() | {"loss.target_rms": lambda step: (1 + scatter * math.sin(step * 1.7)) ** 0.5}
+        return hits(run(varied, wiring=one_loss(baseline=1.0), pulses=noisy))
+
+    assert of(0.4) and not of(0.02)
+
+
 @pytest.mark.parametrize("off", [0.95, 1.05])
 def test_a_loss_off_the_level_of_chance_is_not_asked_about(off: float) -> None:
     assert not hits(run(pulses={"loss": off * CHANCE}))
@@ -62,6 +71,12 @@ def test_a_loss_off_the_level_of_chance_is_not_asked_about(off: float) -> None:
 def test_coming_down_to_the_level_of_chance_is_not_learning() -> None:
     assert hits(run(pulses={"loss": lambda step: CHANCE * (1.03 - 0.0001 * step)}))
     assert not hits(run(pulses={"loss": lambda step: CHANCE * (1.01 - 0.0001 * step)}))
+
+
+def test_what_creeps_for_three_hundred_steps_has_not_left_it() -> None:
+    """Labels at random that are learned by heart."""
+    creeps = {"loss": lambda step: CHANCE * (1.01 - 0.0001 * step)}
+    assert hits(run(pulses=creeps, total=320)) and not hits(run(pulses=creeps, total=299))
 
 
 def test_two_hundred_steps_are_needed() -> None:

@@ -13,7 +13,9 @@ from gradscope.rules.loss_plateau import LossPlateau
 from gradscope.timeline import Timeline
 from tests.timelines import build
 from tests.timelines import empty
+from tests.timelines import one_loss
 from tests.timelines import poisoned
+from tests.timelines import regressed
 from tests.timelines import sgd
 
 WOBBLE = np.tile([0.001, -0.002, 0.003, -0.001, 0.002, -0.003, 0.0], 100)  # no trend, for sure
@@ -112,3 +114,11 @@ def test_survives_what_is_not_finite_or_not_there() -> None:
     for value in (math.nan, math.inf, -math.inf):
         hits(poisoned(value))
     hits(run(LN4, pulses={"learning_rate": math.nan}))
+
+
+def test_a_variance_of_the_first_batch_that_no_other_has_is_no_level() -> None:
+    def at(std: float) -> Timeline:
+        losses = {"loss": lambda step: 5.0 if step < 20 else 11.0 + WOBBLE[step]}
+        return build(total=300, pulses=losses, columns=regressed(std=std), wiring=one_loss(baseline=12.8))
+
+    assert not hits(at(1.1)) and hits(at(3.5))

@@ -396,3 +396,61 @@ def test_a_constant_prediction_knows_how_often_each_class_comes() -> None:
     wiped = {"ratio": 0.2, "steps": range(120), "total": 120}
     assert run(lambda step: 0.6 - 0.0001 * step, columns=seen, **wiped)
     assert not run(lambda step: 0.6 - 0.0001 * step, **wiped)
+
+
+def by(optimizer: str) -> tuple[OptimizerInfo, ...]:
+    return (OptimizerInfo(optimizer, 0.1, tuple(p.name for p in SMALL.parameters), 0, {"eps": 1e-8}),)
+
+
+def test_a_first_step_of_rmsprop_that_overshot_by_less_than_it_is_too_long_is_an_aside() -> None:
+    def first(optimizer: str, *, overshoot: float = 4.0, since: float = 0.01) -> Severity:
+        ratio = {"update.ratio": lambda step: 0.5 if step == 0 else since}
+        loss = {"loss": lambda step: 1.4 if step == 0 else 12.0 if step == 1 else 1.3}
+        return hits(build(columns=ratio, pulses=loss, probes=(probed(0, overshoot),), optimizers=by(optimizer), total=60))[
+            0
+        ].severity
+
+    assert first("RMSprop") is Severity.INFO
+    assert first("Adam") is Severity.WARNING
+    assert first("RMSprop", overshoot=20.0) is Severity.WARNING  # the steps to come overshoot twice
+    assert first("RMSprop", since=0.2) > Severity.INFO
+
+
+def test_first_steps_of_rmsprop_count_at_the_length_of_those_to_come() -> None:
+    def early(optimizer: str, size: float) -> list[Hit]:
+        ratio = {"update.ratio": lambda step: size / math.sqrt(1 - 0.99 ** (step + 1))}
+        return hits(build(columns=ratio, pulses={"loss": 1.3}, optimizers=by(optimizer), total=120))
+
+    assert early("Adam", 0.03) and not early("RMSprop", 0.03)
+    assert early("RMSprop", 0.2)
+
+
+def test_steps_that_are_long_beside_weights_that_something_clamps_prove_nothing() -> None:
+    assert run(1.5, ratio=0.2, steps=range(60))
+    assert run(1.5, ratio=0.2, steps=range(60), columns={"update.outside_change": 0.01})
+    assert not run(1.5, ratio=0.2, steps=range(60), columns={"update.outside_change": 0.1})
+
+
+def test_what_a_model_does_that_is_lost_already_is_no_blow_up() -> None:
+    """The rate jumps a thousandfold at step 70; the dead model's loss happens to end above three times its start."""
+
+    def loss(step: int) -> float:
+        return 0.1 if step < 70 else 1e6 if step == 70 else 6.0 if step > 95 else 3.0
+
+    def rate(step: int) -> float:
+        return 0.01 if step < 69 else 10.0
+
+    (hit,) = run(loss, ratio=lambda step: 0.001, rate=rate, steps=[*range(0, 60, 5), *range(75, 100, 5)])
+    assert (hit.evidence["onset"], hit.severity) == (70, Severity.CRITICAL)
+    (broken,) = run(
+        lambda step: loss(step) if step < 98 else math.nan, ratio=0.001, rate=rate, steps=range(0, 60, 5), total=100
+    )
+    assert broken.evidence["onset"] == 70
+
+
+def test_a_step_that_overshot_slightly_is_an_aside_until_three_losses_have_followed() -> None:
+    def known(losses: int, overshoot: float) -> Severity | None:
+        seen = {"steps": range(losses), "total": losses}
+        return run(lambda step: 1.4 + 0.02 * step, ratio=0.01, probes=(probed(overshoot=overshoot),), **seen)[0].severity
+
+    assert (known(3, 1.5), known(4, 1.5), known(3, 2.5)) == (Severity.INFO, Severity.WARNING, Severity.WARNING)

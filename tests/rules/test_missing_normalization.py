@@ -130,3 +130,24 @@ def test_healthy_and_broken_numbers_raise_nothing() -> None:
     for timeline in (build(DEEP), empty(), poisoned(math.nan, net=DEEP), poisoned(math.inf, net=DEEP)):
         assert not hits(timeline)
     assert not stack(slope=math.nan)
+
+
+def unseen(slope: float, *, blocks: int = 10, **more: Any) -> list[Hit]:
+    """Branches of two layers that the model adds up: no module puts out the sum."""
+    net = Net((), ())
+    for i in range(blocks):
+        net += linear(f"a.{i}", 64, 64, activation="relu") + linear(f"b.{i}", 64, 64)
+    net += linear("head", 64, 4)
+    norms = np.array([math.sqrt((1 if p.name.startswith("b") else 2) * p.size / p.fan_in) for p in net.parameters])
+    scales = {f"{part}.{i}": 10.0 ** (slope * i) for i in range(blocks) for part in "ab"}
+    wiring = classification(net, residual_additions=blocks)
+    columns = {"weight.norm": lambda step: norms, "activation.rms": scales}
+    return hits(build(net, columns=columns, wiring=wiring, **({"pulses": BLOWN_UP} | more)))
+
+
+def test_branches_that_the_model_adds_up_are_judged_by_what_their_layers_put_out() -> None:
+    (hit,) = unseen(0.2)
+    assert hit.evidence["decades_per_block"] == pytest.approx(0.2, rel=0.02) and hit.evidence["blocks"] == 10
+    assert hit.severity is Severity.CRITICAL
+    assert not unseen(0.09)
+    assert not unseen(0.2, pulses={"loss": 2.6})  # nothing blew up

@@ -155,6 +155,19 @@ def test_each_place_that_may_be_told_is_named() -> None:
     assert "float16 ends at" in told("forward", module="layers.2", node="AddmmBackward0", dtype="float16").remedy.text
 
 
+def test_a_logarithm_in_the_loss_is_worked_out_from_the_logits() -> None:
+    hit = told("loss", before="layers.4", node="LogBackward0")
+    assert "loss = torch.nn.functional.cross_entropy(output, y)" in (hit.remedy.code or "")
+    assert "clamp_min" in (told("between", module="layers.2", before="layers.0", node="LogBackward0").remedy.code or "")
+
+
+def test_what_the_model_made_of_a_finite_input_is_no_input() -> None:
+    hit = told("between", module="layers.0", dtype="float32", largest=375.0)
+    assert "an operation (float32) before layers.0 was the first" in hit.message and "375 at most" in hit.message
+    assert "log1p takes nothing below -1" in hit.remedy.text
+    assert (hit.strength, hit.remedy.code) == (4.0, None)
+
+
 def test_growth_before_what_was_told_makes_it_a_consequence() -> None:
     hit = told("forward", module="layers.2", pulses={"loss": lambda step: 3.0**step if step < BAD else math.inf})
     assert hit.strength == 1.0 and "after the loss had gone from 3" in hit.message

@@ -8,11 +8,13 @@ import pytest
 from gradscope.records import Hit
 from gradscope.records import OptimizerInfo
 from gradscope.records import Severity
+from gradscope.records import Stray
 from gradscope.records import Wiring
 from gradscope.rules.optimizer_misses_parameters import OptimizerMissesParameters
 from gradscope.timeline import Timeline
 from tests.timelines import SMALL
 from tests.timelines import build
+from tests.timelines import classification
 from tests.timelines import empty
 from tests.timelines import linear
 from tests.timelines import poisoned
@@ -106,3 +108,27 @@ def test_survives_what_is_not_finite_or_not_there() -> None:
     assert not hits(empty())
     for value in (math.nan, math.inf):
         hits(poisoned(value))
+
+
+def strayed(*strays: Stray, **changes: Any) -> Timeline:
+    return build(**({"wiring": classification(strays=strays)} | changes))
+
+
+def test_names_layers_that_the_model_does_not_know() -> None:
+    layers = [Stray(f"encoder.hidden[{i}]", "Linear", 2000) for i in range(4)]
+    (hit,) = hits(strayed(*layers))
+    assert "Linear in encoder.hidden[0], encoder.hidden[1], encoder.hidden[2] and 1 more" in hit.message
+    assert hit.severity is Severity.CRITICAL and hit.evidence["elements"] == 8000
+    assert hit.remedy.code == "self.hidden = torch.nn.ModuleList(hidden)  # in __init__, in place of the plain one"
+    assert hits(strayed(Stray("h[0]", "Linear", 20)))[0].severity is Severity.WARNING
+
+
+def test_the_remedy_goes_by_what_holds_them() -> None:
+    assert "nn.ModuleDict" in hits(strayed(Stray("heads['a']", "Linear", 20)))[0].remedy.text
+    assert "an nn.Module" in hits(strayed(Stray("encoder.layer", "Linear", 20)))[0].remedy.text
+    assert "in __init__" in hits(strayed(Stray("", "Parameter of shape (4, 4)", 16)))[0].remedy.text
+
+
+def test_ten_sampled_steps_are_needed_for_layers_that_the_model_does_not_know() -> None:
+    assert not hits(strayed(Stray("h[0]", "Linear", 20), steps=range(9)))
+    assert hits(strayed(Stray("h[0]", "Linear", 20), steps=range(10)))

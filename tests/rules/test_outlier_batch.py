@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gradscope.records import Hit
+from gradscope.records import Origin
 from gradscope.records import Severity
 from gradscope.rules.outlier_batch import OutlierBatch
 from gradscope.timeline import Timeline
@@ -101,6 +102,23 @@ def test_what_follows_within_twenty_steps_is_an_aftershock() -> None:
 def test_a_jump_that_the_spread_of_the_inputs_explains_does_not_count() -> None:
     varied = {"input.absmax": lambda step: 3000.0 if step == AT else math.exp(3 * math.sin(step * 1.7))}
     assert not hits(run(varied))
+
+
+def test_what_is_a_few_times_the_usual_is_not_out_of_range() -> None:
+    """A last batch of a single sample, whose deviation is NaN."""
+    broken = {**SPIKE, "loss": lambda step: 0.5 if step < AT else math.nan}
+    assert not hits(run({"input.rms": at(AT, 2.5, usual=1.0)}, broken))
+    assert hits(run({"input.rms": at(AT, 9.0, usual=1.0)}, broken))
+
+
+def test_a_loss_that_broke_over_ordinary_numbers_is_not_the_batchs() -> None:
+    def broke(origin: Origin | None) -> list[Hit]:
+        losses = {"gradient_norm": 1.0, "loss": lambda step: 0.5 + 0.01 * math.sin(step) if step < AT else math.inf}
+        return hits(run({}, losses, origin=origin))
+
+    assert broke(None) and broke(Origin(AT, "loss", node="MseLossBackward0", largest=1e30))
+    assert not broke(Origin(AT, "loss", node="DivBackward0", largest=3.0))
+    assert not broke(Origin(AT, "target", node="MulBackward0"))
 
 
 def leapt(step: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from gradscope.records import Hit
 from gradscope.records import Severity
 from gradscope.rules.output_logit_drift import OutputLogitDrift
 from gradscope.timeline import Timeline
+from tests.timelines import SMALL
 from tests.timelines import build
 from tests.timelines import classification
 from tests.timelines import empty
@@ -53,6 +55,16 @@ def test_it_takes_fifty_steps() -> None:
 
 def test_a_blow_up_is_not_a_drift() -> None:
     assert not run(lambda step: 1.4 if step < 20 else 1e6, pulses={"loss": lambda step: 1.4 if step < 25 else 1e6})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "level", "speaks"), [("bfloat16", 300.0, True), ("bfloat16", 200.0, False), (None, 3e4, False)]
+)
+def test_a_loss_below_zero_says_nothing_of_logits_that_are_rounded_away(dtype: str | None, level: float, speaks: bool) -> None:
+    net = replace(SMALL, modules=tuple(replace(module, dtype=dtype) for module in SMALL.modules))
+    losses = {"loss": lambda step: 1.4 - 0.05 * step}
+    found = hits(build(net, columns={"loss.log_partition": lambda step: 1.4 if step < 20 else level}, pulses=losses))
+    assert [hit.severity for hit in found] == ([Severity.WARNING] if speaks else [])
 
 
 def test_a_sure_classifier_is_an_aside_and_a_converged_one_nothing() -> None:

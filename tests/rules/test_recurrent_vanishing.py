@@ -101,3 +101,27 @@ def test_healthy_and_broken_numbers_raise_nothing() -> None:
     assert not hits(empty())
     for value in (math.nan, math.inf, 0.0):
         assert not hits(poisoned(value, net=NET))
+
+
+def test_a_matrix_that_grows_while_nothing_is_learned_does_not_take_it_back() -> None:
+    last = max(STEPS)
+    assert run(lambda step: -12.0 + 7.0 * step / last)[0].severity is Severity.WARNING
+    assert run(lambda step: -12.0 if step < 0.6 * last else -3.0)[0].severity is Severity.INFO
+
+
+def test_a_recurrence_by_hand_is_seen_by_its_matrix() -> None:
+    net = Net((ModuleInfo("cell", "Cell", "other", ("cell.hidden",)),), (parameter("cell.hidden", (32, 32)),))
+    columns: Any = {"weight_gradient.time_growth": {"cell.hidden": -12.0}, "weight_gradient.time_steps": {"cell.hidden": 61}}
+    (hit,) = hits(build(net, columns=columns, pulses=STUCK, steps=STEPS))
+    assert hit.modules == ("cell",) and hit.severity is Severity.WARNING
+    assert "'cell.hidden'" in (hit.remedy.code or "")
+
+
+def test_where_few_steps_showed_it_all_of_them_must_and_three_at_least() -> None:
+    def seen_on(count: int, *, last: float = -12.0) -> list[Hit]:
+        values = {15 * i: -12.0 for i in range(count)} | {15 * (count - 1): last}
+        return run(lambda step: values.get(step, math.nan), steps=range(0, 300, 15))
+
+    assert seen_on(3)[0].severity is Severity.WARNING
+    assert not seen_on(2)
+    assert not seen_on(3, last=-3.0)

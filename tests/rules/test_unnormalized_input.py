@@ -7,16 +7,19 @@ import math
 import pytest
 
 from gradscope.records import Hit
+from gradscope.records import ModuleInfo
 from gradscope.records import Severity
 from gradscope.records import StepQuality
 from gradscope.rules.unnormalized_input import UnnormalizedInput
 from gradscope.timeline import Timeline
 from tests.timelines import SMALL
+from tests.timelines import Net
 from tests.timelines import Values
 from tests.timelines import build
 from tests.timelines import empty
 from tests.timelines import module
 from tests.timelines import norm
+from tests.timelines import parameter
 from tests.timelines import poisoned
 
 STUCK = {"loss": 1.4}
@@ -28,11 +31,17 @@ def hits(timeline: Timeline) -> list[Hit]:
 
 
 def pixels(**kinds: Values) -> dict[str, Values]:
-    return {f"input.{name}": value for name, value in kinds.items()}
+    """Inputs like these, as the first layer takes them."""
+    return {f"input.{name}": value for name, value in kinds.items()} | taken(kinds["rms"])
+
+
+def taken(rms: Values) -> dict[str, Values]:
+    """What the first layer puts out of inputs of this size."""
+    return {"activation.rms": {"layers.0": rms}}
 
 
 def test_raw_pixels_are_named_with_the_remedy_worked_out() -> None:
-    (hit,) = hits(build(columns=pixels(rms=math.hypot(33.0, 78.0), mean=33.0), pulses=STUCK))
+    (hit,) = hits(build(columns=pixels(rms=math.hypot(33.0, 78.0), mean=33.0, signal=60.0), pulses=STUCK))
     assert hit.modules == ("x",)
     assert hit.first_step == 0
     assert "84.7" in hit.message
@@ -88,10 +97,66 @@ def test_a_first_layer_that_takes_any_scale_is_left_alone() -> None:
     assert hits(build(SMALL + norm("norm", 4), columns=pixels(rms=100.0), pulses=STUCK))
 
 
+def test_a_model_that_scales_its_input_itself_is_left_alone() -> None:
+    raw = {"input.rms": 20.0}
+    assert not hits(build(columns=raw | taken(1.0), pulses=STUCK))
+    assert not hits(build(columns={"input.rms": 0.004, "input.signal": 0.004} | taken(1.0), pulses=STUCK))
+    small = {"input.rms": 0.004, "input.signal": 0.004, "activation.signal": {"layers.0": 0.004}}
+    assert hits(build(columns=small | taken(0.2), pulses=STUCK))  # the biases' doing
+    assert hits(build(columns=raw | taken(10.0), pulses=STUCK))
+    assert hits(build(columns=raw | {"activation.rms": {"layers.0": 1.0, "layers.2": 20.0}}, pulses=STUCK))  # a branch
+    assert hits(build(columns=raw | taken(1.0), steps=range(5, 20), pulses=STUCK))  # of weights that are trained already
+    two = build(columns=raw | taken(1.0), inputs=("x", "z"), pulses=STUCK)
+    assert hits(two)
+
+
+def test_what_is_not_known_to_be_scaled_counts() -> None:
+    for kind, role in (("MultiheadAttention", "attention"), ("Own", "other")):
+        weight = parameter("first.weight", (48, 16))
+        first = Net((ModuleInfo("first", kind, role, (weight.name,)),), (weight,))
+        assert hits(build(first + SMALL, columns={"input.rms": 20.0} | taken(1.0), pulses=STUCK))
+
+
+def test_what_recurrent_layers_take_is_told_by_their_gradients() -> None:
+    weight, bias = parameter("cell.weight_ih_l0", (32, 16)), parameter("cell.bias_ih_l0", (32,))
+    cell = Net((ModuleInfo("cell", "GRU", "recurrent", (weight.name, bias.name)),), (weight, bias))
+
+    def of(weights: float, mean: float) -> list[Hit]:
+        norms = {"weight_gradient.norm": {weight.name: 4 * weights, bias.name: 1.0}}
+        columns = {"input.rms": 100.0, "input.mean": mean} | taken(1.0) | norms
+        return hits(build(cell + SMALL, columns=columns, pulses=STUCK, steps=range(5)))
+
+    assert not of(1.0, 99.0)
+    assert of(50.0, 99.0)
+    assert of(1.0, 0.0)  # such gradients may have cancelled out
+
+
+def test_a_loss_that_only_fell_does_not_make_it_work() -> None:
+    """It fell by a third; half of a constant prediction's is 0.69."""
+    fallen = {"loss": lambda step: 0.8 + 0.6 * math.exp(-step / 10)}
+    numb = {"activation.saturated": {"layers.1": 0.9}}
+    assert hits(build(columns=pixels(rms=100.0), pulses=fallen))[0].severity is Severity.INFO
+    assert hits(build(columns=pixels(rms=100.0) | numb, pulses=fallen))[0].severity is Severity.WARNING
+    far = {"loss": lambda step: 1e6 * math.exp(-step / 10) + 3}
+    assert hits(build(columns=pixels(rms=100.0), pulses=far))[0].severity is Severity.WARNING
+    assert hits(build(columns=pixels(rms=100.0) | numb))[0].severity is Severity.INFO
+
+
+def test_columns_that_lie_apart_are_standardised_one_by_one() -> None:
+    (hit,) = hits(build(columns=pixels(rms=780.0, mean=400.0, signal=120.0), pulses=STUCK))
+    assert "x.mean(0)" in (hit.remedy.code or "")
+    (hit,) = hits(build(columns=pixels(rms=780.0, mean=400.0, signal=600.0), pulses=STUCK))
+    assert "(x - 400)" in (hit.remedy.code or "")
+
+
 def test_constant_inputs_and_masks_are_left_alone() -> None:
     assert not hits(build(columns=pixels(rms=128.0, mean=128.0, signal=0.0), pulses=STUCK))
     assert not hits(build(columns=pixels(rms=0.0, mean=0.0, signal=0.0), pulses=STUCK))
     assert not hits(build(columns=pixels(rms=1e30, absmax=3e38), pulses=STUCK))
+    times = {"input.rms": {"t": 4.8e8}, "input.absmax": {"t": 1.6e9}, "input.signal": {"t": 1e6}}
+    assert hits(build(columns=times | taken(4.8e8), inputs=("t",), pulses=STUCK))
+    assert not hits(build(columns=times | taken(4.8e8), inputs=("x", "t"), pulses=STUCK))
+    assert not hits(build(columns=pixels(rms=0.3, mean=0.3, signal=1e-8), pulses=STUCK))
 
 
 def test_the_mean_of_one_input_among_several_says_nothing() -> None:

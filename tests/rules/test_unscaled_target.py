@@ -64,6 +64,17 @@ def test_is_an_aside_where_the_loss_comes_down() -> None:
     assert hits(run(FAR, pulses=works))[0].severity is Severity.INFO
 
 
+def test_an_error_that_fell_and_is_above_a_constant_predictions_does_not_work() -> None:
+    def of(outputs: float, last: float) -> list[Severity]:
+        falls = {"loss": lambda step: last + 1000.0 * math.exp(-step / 50), "learning_rate": 1e-3}
+        columns = {**FAR, "loss.input_mean": outputs}
+        found = hits(run(columns, kind="smooth_l1", pulses=falls, optimizers=(ADAM,), total=150))
+        return [hit.severity for hit in found]
+
+    assert of(900.0, 4000.0) == [Severity.WARNING]
+    assert not of(900.0, 500.0) and not of(4900.0, 500.0)
+
+
 def test_is_an_aside_at_first_where_steps_are_short() -> None:
     assert hits(run(FAR, pulses={"loss": 2.6e7}, steps=range(3)))[0].severity is Severity.INFO
     assert hits(run({**FAR, **LONG_STEPS}, pulses={"loss": 2.6e7}, steps=range(3)))[0].severity is Severity.WARNING
