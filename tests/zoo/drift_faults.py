@@ -1,10 +1,13 @@
-"""What drifts apart unseen, and harms all at once: a second moment that has fallen behind the gradients."""
+"""What drifts unseen, and harms all at once: a second moment that falls behind the gradients, logits that rise together."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import median
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch import nn
 from torch.nn import functional
 
@@ -19,9 +22,12 @@ from tests.zoo.program import Loss
 from tests.zoo.program import Outcome
 from tests.zoo.program import Watch
 from tests.zoo.proofs import fact
+from tests.zoo.proofs import worse
 
 LIFTED = 100  # the step from which the limit on the gradient is 1, a thousand times as high
 AROUND = 20  # steps before and after it, whose losses are compared
+ENERGY = 0.005  # what the logits' free energy counts beside the cross-entropy
+LEAST_ENERGY = -10.0  # to which that of the training's samples is pushed down, and no further
 
 
 def limit_lifted_regression(watch: Watch, faulty: bool) -> Outcome:
@@ -47,6 +53,34 @@ def _lifted(watch: Watch, model: nn.Module, batches: Batches, loss: Loss, *, fau
     return loop.outcome(setback=median(after) / median(before))
 
 
+def energy_without_a_margin(watch: Watch, faulty: bool) -> Outcome:
+    """The free energy -log Z of what is known is pushed down, to tell it from what is not: to a margin, or for ever.
+
+    In bfloat16 the logits of ten classes are one and the same number once they are in the thousands. The course is the
+    cross-entropy alone.
+    """
+    x, y = data.digits()
+    batches = data.batches(data.standardised(x).flatten(1), y, steps=300)
+    entropies: list[float] = []
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        entropy = functional.cross_entropy(output, target)
+        entropies.append(float(entropy.detach()))
+        energy = -torch.logsumexp(output, dim=1)
+        return entropy + ENERGY * (energy if faulty else energy.clamp(min=LEAST_ENERGY)).mean()
+
+    def half(names: dict[str, Any]) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output: Tensor = names["model"](names["x"])
+        return output.float()
+
+    model = mlp(x[0].numel(), 256, 256, 10)
+    loop = Loop(watch, model, loss, torch.optim.Adam(model.parameters(), lr=0.01), forward=half)
+    for x, y in batches:
+        loop.turn(x, y)
+    return replace(loop.outcome(), course=tuple(entropies))
+
+
 PROGRAMS = (
     Fault(
         limit_lifted_regression,
@@ -63,4 +97,5 @@ PROGRAMS = (
         begins=LIFTED,
         remedy="start",
     ),
+    Fault(energy_without_a_margin, ("output-logit-drift",), worse(3), begins=60, remedy="loss"),
 )

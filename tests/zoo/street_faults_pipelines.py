@@ -176,6 +176,6 @@ PROGRAMS = (
     Fault(gaps_in_a_table, ("nonfinite-input",), worse(2)),
     Fault(sentinel_for_missing, ("outlier-batch",), worse(2), begins=80),
     Fault(folder_by_folder, ("unshuffled-data",), worse(2)),
-    Fault(two_loaders, ("labels-unrelated",), worse(2)),
+    Fault(two_loaders, ("labels-unrelated", "loss-plateau"), worse(2), aside=True),
     Fault(cut_to_the_padding, ("constant-input",), worse(1.5)),
 )

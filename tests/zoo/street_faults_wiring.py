@@ -237,7 +237,7 @@ PROGRAMS = (
     Fault(optimizer_of_a_copy, ("optimizer-misses-parameters",), worse(2)),
     Fault(argmax_in_the_middle, ("detached-parameters",), worse(2)),
     Fault(code_as_data, ("detached-parameters",), worse(2)),
-    Fault(one_branch_for_both, ("idle-parameters",), worse(2)),
+    Fault(one_branch_for_both, ("idle-parameters",), worse(2), aside=True),
     Fault(clamped_like_a_critic, ("weights-changed-outside-optimizer",), worse(2)),
     Fault(checked_before_training, ("eval-mode-training",), worse(2)),
     Fault(validated_on_small_batches, ("train-mode-eval",), fact("told", least=0.5, most=0.45), aside=True),

@@ -40,10 +40,10 @@ CURES = (
     Trial("epsilon_of_one", "adam-epsilon-dominates", "start"),
     Trial("one_class", "loss-input-mismatch", "loss"),
     Trial("nothing_to_predict", "nonfinite-origin", "step"),
+    Trial("logarithm_of_zero", "nonfinite-origin", "loss"),
 )
 # Code that stands in place of the operation of which a value came that was not finite.
 OPERATIONS = {
-    "logarithm_of_zero": ("log",),
     "zero_over_zero": ("__truediv__", "div"),
 }
 # Code that stops a faulty training where the fault is, and leaves a healthy one alone.
@@ -59,8 +59,8 @@ LOOKS = (
     Trial("labels_at_random", "loss-plateau", "batch", "one.item() < 0.5"),
     Trial("biases_far_below_zero", "collapsed-output", "batch", "features[0][1].item() < 1e-3"),
 )
-# Code that keeps log Z small, whatever else ails the training.
-DRIFTS = (Trial("clipped_after_step", "output-logit-drift", "loss"),)
+# Code that keeps log Z small.
+DRIFTS = (Trial("energy_without_a_margin", "output-logit-drift", "loss"),)
 
 TRIED = {fault.truth for fault in TREATED.values()} | {trial.rule for trial in (*CURES, *STOPS, *LOOKS, *DRIFTS)}
 

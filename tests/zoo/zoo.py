@@ -35,6 +35,22 @@ from tests.zoo import street_faults_starts
 from tests.zoo import street_faults_wiring
 from tests.zoo import street_healthy_signals
 from tests.zoo import street_healthy_tables
+from tests.zoo import town_faults_layers
+from tests.zoo import town_faults_numbers
+from tests.zoo import town_faults_rates
+from tests.zoo import town_faults_scales
+from tests.zoo import town_faults_sequences
+from tests.zoo import town_faults_weights
+from tests.zoo import town_healthy_records
+from tests.zoo import town_healthy_worlds
+from tests.zoo import village_faults_losses
+from tests.zoo import village_faults_modes
+from tests.zoo import village_faults_order
+from tests.zoo import village_faults_steps
+from tests.zoo import village_faults_wiring
+from tests.zoo import village_healthy_aims
+from tests.zoo import village_healthy_teachers
+from tests.zoo import village_healthy_turns
 from tests.zoo import wiring_faults
 from tests.zoo.program import Fault
 from tests.zoo.program import Healthy
@@ -60,17 +76,26 @@ HANDS = (
     ),
     Hand(
         "written without knowing the rules, which then learned from them",
-        (field_healthy_vision, field_healthy_sequences, field_healthy_science, field_healthy_loops),
+        (
+            field_healthy_vision, field_healthy_sequences, field_healthy_science, field_healthy_loops,
+            street_healthy_tables, street_healthy_signals,
+        ),
         (
             field_faults_vision, field_faults_sequences, field_faults_losses, field_faults_loops, field_faults_numbers,
+            street_faults_rates, street_faults_starts, street_faults_criteria, street_faults_wiring, street_faults_pipelines,
+            street_faults_byhand,
         ),
     ),
     Hand(
         "written without knowing the rules, and judged once",
-        (street_healthy_tables, street_healthy_signals),
         (
-            street_faults_rates, street_faults_starts, street_faults_criteria, street_faults_wiring, street_faults_pipelines,
-            street_faults_byhand,
+            town_healthy_worlds, town_healthy_records,
+            village_healthy_aims, village_healthy_teachers, village_healthy_turns,
+        ),
+        (
+            town_faults_rates, town_faults_weights, town_faults_layers, town_faults_sequences, town_faults_scales,
+            town_faults_numbers,
+            village_faults_losses, village_faults_modes, village_faults_order, village_faults_steps, village_faults_wiring,
         ),
     ),
 )  # fmt: skip
