@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 from typing import final
 
@@ -121,8 +122,8 @@ def _items(value: Any) -> Iterable[tuple[str, Any]]:
         return ()
     if isinstance(value, list | tuple):
         return [(f"[{i}]", item) for i, item in enumerate(value[:_MOST_ITEMS])]
-    if isinstance(value, Mapping):
-        return [(f"[{key!r}]", item) for key, item in list(value.items())[:_MOST_ITEMS]]
+    if isinstance(value, dict):  # not any mapping: some read a disk
+        return [(f"[{key!r}]", item) for key, item in islice(value.items(), _MOST_ITEMS)]
     try:
         return [(f".{name}", item) for name, item in vars(value).items()]
     except TypeError:  # it has none
