@@ -9,9 +9,11 @@ import numpy.typing as npt
 
 from gradscope.blowup import ordinary_gradient
 from gradscope.blowup import worst_loss
+from gradscope.depth import step_sizes
 from gradscope.evidence import gravity
 from gradscope.evidence import peak_rate
 from gradscope.evidence import stalled
+from gradscope.evidence import works
 from gradscope.objective import chance
 from gradscope.objective import guess
 from gradscope.objective import sole_loss
@@ -23,6 +25,10 @@ from gradscope.trends import median_of
 Floats = npt.NDArray[np.float64]
 
 SOON = 10  # steps after a long one that show what came of it
+HALVED = 0.5  # of the loss before a slight overshoot, that the losses after the leap have: it did no harm
+FAR = 4.0  # overshoot of a late step that no training in order shows
+UNLEARNED = 0.8  # of the best constant prediction's loss, above which such steps lead nowhere
+LONG = 0.01  # update ratio of such a step, at least
 GRACE = 3  # losses after a leap, before which it is not known whether they come back
 SLIGHT = 2.0  # overshoot, below which it takes as many losses to tell what came of a step
 MODERATE = 10.0  # times the first loss, up to which a leap may be an accident
@@ -32,6 +38,12 @@ START = 30  # steps from the first that can wipe out what the initialisation has
 IN_A_ROW = 5  # of them, that say how long they are
 MEAN_OF_RMSPROP = 0.99  # torch's alpha: the mean of squares begins at zero, with no correction
 BY_HAND = 0.3  # of a step's length, which a change outside the optimizer has
+
+
+def finite_steps(timeline: Timeline) -> Floats:
+    """Median update ratio of each sampled step; NaN where its gradient was not finite: its length says nothing."""
+    broken = timeline.pulse("step")[np.isinf(timeline.pulse("gradient_norm"))]
+    return np.where(np.isin(timeline.steps, broken), np.nan, step_sizes(timeline))
 
 
 def accident(timeline: Timeline, sizes: Floats, step: int) -> bool:
@@ -61,9 +73,23 @@ def gravity_of(timeline: Timeline, sizes: Floats, probe: StepQuality, *, far: bo
         return Severity.INFO
     if probe.overshoot < SLIGHT and (timeline.loss_steps > probe.step).sum() < GRACE:
         return Severity.INFO
+    if probe.overshoot < SLIGHT and halved(timeline, probe) and not stalled(timeline):
+        return Severity.INFO
     severity = max(gravity(timeline), Severity.WARNING if far else Severity.INFO)
     lone = accident(timeline, sizes, probe.step + 1) and not stalled(timeline)
     return min(severity, Severity.WARNING) if lone else severity
+
+
+def halved(timeline: Timeline, probe: StepQuality) -> bool:
+    """Whether the losses from the second after the step on, two at least, are half of what it was before: it did no harm."""
+    since = timeline.loss[timeline.loss_steps > probe.step + 1][:SOON]
+    return len(since) >= GRACE - 1 and bool(np.median(since) <= HALVED * probe.loss_before)
+
+
+def leads_nowhere(timeline: Timeline, size: float, probe: StepQuality) -> bool:
+    """Whether a late step overshot far, and training stands still near a constant prediction's loss: its steps are too long."""
+    far = probe.overshoot >= FAR and size >= LONG and stalled(timeline) and not works(timeline)
+    return far and timeline.last_loss > UNLEARNED * (timeline.known_baseline or math.inf)
 
 
 def refuted(timeline: Timeline, step: int, most: float) -> bool:

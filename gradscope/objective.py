@@ -105,6 +105,16 @@ def chance(timeline: Timeline, loss: LossInfo) -> float:
     return known.std**2 if loss.kind == "mse" else math.nan
 
 
+def of_the_mean(loss: LossInfo, known: Targets) -> float:
+    """What predicting the mean of the targets costs at most: no mean error is larger than its root mean square.
+
+    Huber's delta is not known: with a large one the loss is half the square, with one of 1 or less no more than the error.
+    """
+    if loss.kind == "mse":
+        return known.std**2
+    return max(known.std, known.std**2 / 2) if loss.node == "HuberLoss" else known.std
+
+
 def guess(loss: LossInfo) -> float:
     """ln C, what a classifier has that knows nothing; NaN for other losses."""
     classes = loss.classes or 0

@@ -29,6 +29,7 @@ from gradscope.trends import smoothed
 from gradscope.trends import spans_of
 from gradscope.weighing import changes
 from gradscope.weighing import factors
+from gradscope.weighing import of_all
 
 CREEP = 0.005  # share of the loss that a hundred steps take off it, below which it stands still
 FEW_TERMS = 8  # numbers that a loss is the mean of, below which it is noisy
@@ -41,7 +42,6 @@ ACTIVATION_ENERGY = {
     "relu": 0.500, "leaky_relu": 0.500, "tanh": 0.394, "sigmoid": 0.293, "gelu": 0.425,
     "silu": 0.356, "elu": 0.645, "selu": 1.0,
 }  # fmt: skip
-_SEEN_BY_HOOKS = frozenset(("input", "activation", "activation_gradient"))
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Timeline:
         if not len(self.frames):
             return "no step was sampled"
         sites = self.schema.sites(kind)
-        if kind in _SEEN_BY_HOOKS and self._unseen:
+        if kind in ("input", "activation", "activation_gradient") and self._unseen:
             return "no call of the model's layers was seen: compiled, scripted and transformed code runs no hooks"
         if not sites:
             return lacking(kind)
@@ -290,7 +290,8 @@ class Timeline:
         """The loss of the best constant prediction where there is one loss function and it is known, else None."""
         losses = {(loss.kind, loss.classes): loss.baseline for loss in self.info.wiring.losses} if self.info.wiring else {}
         known = next(iter(losses.values())) if len(losses) == 1 else None
-        return known * self._loss_factor if known and known > 0 else None
+        all_told = of_all(self.column("loss.weight"), self.loss_weight, alike=("cross_entropy" in {kind for kind, _ in losses}))
+        return known * self._loss_factor * all_told if known and known * all_told > 0 else None
 
     @cached_property
     def _loss_factor(self) -> float:

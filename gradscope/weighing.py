@@ -1,4 +1,4 @@
-"""A loss whose weight is changed in the midst of a run: by how much, and from which step on."""
+"""What the weights of losses tell: a change in the midst of a run, and what several losses come to together."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ Steps = npt.NDArray[np.int64]
 LEAST_CHANGE = 3.0  # times, of a weight; the noise of batches hides less
 MOST_CHANGES = 4  # in a run, above which a weight is no setting but a number that comes with each batch
 AGREEMENT = 0.5  # of the logarithm of the change, by which the loss's own jump may differ from it
+ALL_BUT_ONE = 0.01  # from 1, that the weights of the parts of a mean add up to
 
 
 def changes(steps: Steps, losses: Floats, sampled: Steps, weights: npt.NDArray[np.floating]) -> list[tuple[int, float]]:
@@ -51,3 +52,16 @@ def factors(steps: Steps, found: list[tuple[int, float]]) -> Floats:
     for step, by in found:
         scale[steps < step] *= by
     return scale
+
+
+def of_all(weights: npt.NDArray[np.floating], first: float, *, alike: bool) -> float:
+    """How many times the first loss's level all the losses of a step have together; 1 for one alone, NaN where not known.
+
+    ``weights`` is [sampled steps, losses]. Of losses that are not alike, squared errors say, that is known only where they are
+    the parts of one mean, whose weights add up to 1: the others have targets of their own.
+    """
+    known = np.isfinite(weights)
+    if weights.shape[1] < 2 or not known.any() or not first > 0:
+        return 1.0
+    whole = float(np.median(np.where(known, weights, 0.0)[known.any(axis=1)].sum(axis=1, dtype=np.float64)))
+    return whole / first if alike or abs(whole - 1) < ALL_BUT_ONE else float("nan")

@@ -6,11 +6,13 @@ import math
 
 import pytest
 
+from gradscope.objective import Targets
 from gradscope.objective import breach
 from gradscope.objective import chance
 from gradscope.objective import each
 from gradscope.objective import label_mixing
 from gradscope.objective import loss_weight
+from gradscope.objective import of_the_mean
 from gradscope.objective import sole_loss
 from gradscope.objective import targets
 from gradscope.objective import terms
@@ -80,6 +82,11 @@ def test_chance_is_the_entropy_of_labels_or_the_variance_of_targets() -> None:
     assert chance(halves, loss_of(halves)) == pytest.approx(math.log(2))
     absolute = build(columns=regressed(), wiring=one_loss("l1"))
     assert math.isnan(chance(absolute, loss_of(absolute)))
+
+
+@pytest.mark.parametrize(("kind", "node", "level"), [("mse", "", 9.0), ("l1", "", 3.0), ("smooth_l1", "HuberLoss", 4.5)])
+def test_what_predicting_the_mean_costs_at_most(kind: str, node: str, level: float) -> None:
+    assert of_the_mean(LossInfo(kind, node), Targets(mean=5.0, std=3.0, low=0.0, high=9.0)) == level
 
 
 def test_batches_of_one_class_are_mixed_by_nothing() -> None:

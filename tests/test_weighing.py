@@ -10,6 +10,7 @@ import pytest
 
 from gradscope.timeline import Timeline
 from tests.timelines import build
+from tests.timelines import one_loss
 
 STEPS = range(0, 100, 8)
 AT = 50
@@ -58,6 +59,17 @@ def test_weights_that_come_with_each_batch_are_no_setting() -> None:
 
 def test_of_several_losses_one_weight_does_not_tell() -> None:
     assert weighed(losses=("(loss)", "(other)")).reweighed == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights", "share"),
+    [("mse", (1.0, 1.0), None), ("mse", (0.5, 0.5), 1.0), ("cross_entropy", (1.0, 0.3), 1.3), ("mse", (1.0, math.nan), 1.0)],
+)
+def test_the_level_of_several_losses(kind: str, weights: tuple[float, float], share: float | None) -> None:
+    """Parts of one mean have one variance; squared errors with targets of their own do not; ln C is that of each."""
+    columns = {"loss.weight": {"(loss)": weights[0], "(other)": weights[1]}}
+    timeline = build(columns=columns, losses=("(loss)", "(other)"), wiring=one_loss(kind, baseline=2.0))
+    assert timeline.known_baseline == (None if share is None else pytest.approx(2.0 * share))
 
 
 def test_a_weight_that_is_not_known_or_broken_changes_nothing() -> None:

@@ -18,6 +18,7 @@ from gradscope.capture.graph import Graph
 from gradscope.capture.modules import ModuleProbe
 from gradscope.capture.nonfinite import in_graph
 from gradscope.capture.nonfinite import is_finite
+from gradscope.capture.nonfinite import is_wrong
 from gradscope.capture.nonfinite import largest_finite
 from gradscope.capture.nonfinite import short_dtype
 from gradscope.records import PULSE_FIELDS
@@ -64,7 +65,14 @@ class BlackBox:
         if self._origin is None and model is not None:
             found = _in_gradients(model, step, [slot.site.path for slot in self._modules.slots])
             if found is not None:
-                self._found(self._keep(found))
+                self._found(self._keep(self._by_input(found)))
+
+    def _by_input(self, found: Origin) -> Origin:
+        """What broke the way back is an input that is not finite, where there is one: gates saturate, and hide it forward."""
+        given, harmless = self._modules.given(), self._often.get("input")
+        often = harmless is not None and bool(harmless.any())
+        wrong = any(not is_finite(t) if len(given) == 1 else is_wrong(t) for t in given)
+        return Origin(found.step, "input", dtype=found.dtype) if wrong and not often else found
 
     def frame(self, frame: Frame) -> None:
         """A frame has reached the host, before the pulse of its step."""

@@ -44,6 +44,11 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor.detach()).all())
 
 
+def is_wrong(value: torch.Tensor | None) -> bool:
+    """Whether it is known to hold NaN or +infinity; -infinity alone is how masks are written."""
+    return value is not None and bool((torch.isnan(value) | torch.isposinf(value)).any())
+
+
 def largest_finite(tensors: Sequence[torch.Tensor]) -> float | None:
     """The largest finite magnitude in them; None where there is none."""
     found = [magnitudes.max() for t in tensors if (magnitudes := _finite_magnitudes(t)).numel()]
@@ -123,7 +128,7 @@ class _Search:
                 if source not in seen:
                     seen.add(source)
                     queue.append(
-                        (source, only or _is_wrong(value) or _is_wrong(_result(nodes[source])) or _goes_wrong(nodes[source]))
+                        (source, only or is_wrong(value) or is_wrong(_result(nodes[source])) or _goes_wrong(nodes[source]))
                     )
 
     def _inputs(self, node: Node) -> list[torch.Tensor]:
@@ -182,14 +187,9 @@ def _saved_names(handle: Any) -> list[str]:
     return [name.removeprefix("_saved_") for name in dir(handle) if name.startswith("_saved_")]
 
 
-def _is_wrong(value: torch.Tensor | None) -> bool:
-    """Whether it is known to hold NaN or +infinity; -infinity alone is how masks are written."""
-    return value is not None and bool((torch.isnan(value) | torch.isposinf(value)).any())
-
-
 def _spoils(node: Node, value: torch.Tensor | None) -> bool:
     """Whether an operand without a gradient makes the node's result wrong."""
-    return _is_wrong(value) or (value is not None and node.name in _SUMS and not is_finite(value))
+    return is_wrong(value) or (value is not None and node.name in _SUMS and not is_finite(value))
 
 
 def _is_fine(node: Node, value: torch.Tensor | None) -> bool:

@@ -24,6 +24,7 @@ from gradscope.rule import Rule
 from gradscope.timeline import Timeline
 from gradscope.trends import median_of
 
+NOISY = ("dropout", "attention", "recurrent")  # roles of what drops out, the last two within themselves
 SEEING = ("linear", "conv", "embedding", "recurrent", "attention", "norm")  # roles whose output tells what the model is given
 
 
@@ -50,6 +51,8 @@ class ConstantInput(Rule):
     - Masks, time steps and other inputs that are constant beside one that is not: all of them have to be.
     - Token ids are no floating-point input; where an embedding's output differs between samples, so does the input. A model
       that is given nothing but tokens is judged by its embeddings: of a vocabulary two samples that differ have two of them.
+      What attention and recurrent layers put out does not count there, as they drop out within themselves: of one and the same
+      text a transformer's first attention put out a signal of 0.07 of its rms.
     - One batch at every step is how full-batch training and a test on one batch look, and both learn: that is an aside.
     - Large inputs that differ in their last digits only are `unnormalized-input`.
 
@@ -107,10 +110,10 @@ class ConstantInput(Rule):
         seen = np.asarray(known.any(axis=1))
         return self._most(np.asarray((equal | ~known).all(axis=1)) & seen & ~self._sees_more(timeline), seen)
 
-    def _sees_more(self, timeline: Timeline) -> Mask:
-        """Where a layer before the first dropout told samples apart; where none was seen, that counts as if it did."""
+    def _sees_more(self, timeline: Timeline, *, noisy: tuple[str, ...] = ("dropout",)) -> Mask:
+        """Where a layer before the first noisy one told samples apart; where none was seen, that counts as if it did."""
         roles = [_role(timeline, site.path) for site in timeline.schema.modules]
-        end = roles.index("dropout") if "dropout" in roles else len(roles)
+        end = next((i for i, role in enumerate(roles) if role in noisy), len(roles))
         places = [i for i, role in enumerate(roles[:end]) if role in SEEING]
         signal, rms = (timeline.column(f"activation.{name}")[:, places] for name in ("signal", "rms"))
         known = np.isfinite(signal) & np.isfinite(rms)
@@ -124,7 +127,8 @@ class ConstantInput(Rule):
         known = np.isfinite(signal) & np.isfinite(rms)
         equal = known & (signal <= self.least_spread * np.where(known, rms, 0))
         seen = np.asarray(known.any(axis=1))
-        return self._most(np.asarray((equal | ~known).all(axis=1)) & seen & ~self._sees_more(timeline), seen)
+        more = self._sees_more(timeline, noisy=NOISY if _embeds_all(timeline) else NOISY[:1])
+        return self._most(np.asarray((equal | ~known).all(axis=1)) & seen & ~more, seen)
 
     def _same_batches(self, timeline: Timeline) -> Indices:
         """The sampled steps whose inputs were those of the one before; none where tokens may have come with them."""
@@ -189,6 +193,13 @@ def _takes_tokens(timeline: Timeline) -> bool:
     """Whether the model has embeddings and is given no numbers but theirs."""
     embeds = any(module.role == "embedding" for module in timeline.info.modules)
     return embeds and timeline.lack("input.rms") is not None and len(timeline.frames) > 0
+
+
+def _embeds_all(timeline: Timeline) -> bool:
+    """Whether tokens reach the model by its embeddings alone: no matrix stands by itself that they could pick rows of."""
+    roles = {path: module.role for path, module in timeline.modules.items()}
+    matrices = [p for p in timeline.info.parameters if len(p.shape) >= 2 and p.shape[0] > 1]
+    return all(roles.get(p.module) in SEEING for p in matrices)
 
 
 def _targets_change(timeline: Timeline, rows: Indices) -> bool:

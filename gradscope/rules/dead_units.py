@@ -13,12 +13,17 @@ import numpy.typing as npt
 from gradscope.depth import plain
 from gradscope.evidence import named
 from gradscope.evidence import works
+from gradscope.objective import REGRESSIONS
+from gradscope.objective import given
+from gradscope.objective import sole_loss
+from gradscope.objective import targets
 from gradscope.records import Hit
 from gradscope.records import Remedy
 from gradscope.records import Severity
 from gradscope.rule import Rule
 from gradscope.timeline import Layer
 from gradscope.timeline import Timeline
+from gradscope.trends import median_of
 
 HALF = 16  # units in each of the two columns
 
@@ -29,6 +34,7 @@ class _Dead:
     share: float  # of the sampled units
     first_row: int  # from here on they were never active
     layer: Layer | None
+    rarely: bool = False  # active now and then, but in the median step so few for any input
 
 
 @final
@@ -43,6 +49,10 @@ class DeadUnits(Rule):
     these are more than half. A layer none of whose units was active in the last five sampled steps, and whose weight's
     gradient was exactly zero in all of them, is called dead at once.
 
+    Units that wake now and then may be as good as dead: after 100 steps a layer counts, too, of which in the median of the
+    last five sampled steps more than 90 % were active for no sample, where a regression's output varies over the batch by less
+    than a tenth of what its targets do.
+
     ## Why it is bad
 
     The gradient of a ReLU that is off is zero, so a unit that is off for all inputs never comes back. A layer that is
@@ -55,6 +65,9 @@ class DeadUnits(Rule):
     - What a normalisation stands before is judged behind it, at the ReLU itself.
     - Leaky ReLU, GELU and the like have a gradient everywhere; they are not counted.
     - Steps with activations that are not finite are left out.
+    - A wide code of which each sample uses little is sparse, and its output varies as the targets do: by 0.9 of it in a
+      sparse autoencoder, where a penalty 200 times as strong left 0.02 after 80 steps, 0.001 after 240. The whole loss had come
+      down from 21 to 1 all the same, as it held the penalty; such a fall is not taken for progress.
     - It is a symptom: the usual cause is one step that was far too long, an input that is not normalised, or biases that
       start far below zero.
 
@@ -92,6 +105,8 @@ class DeadUnits(Rule):
     least_units: int = 8  # of a layer; narrower ones are judged only where training stands still
     patience: int = 100  # steps after which it does, if it has not worked by then
     whole_frames: int = 5  # for a layer that is dead altogether
+    most_idle: float = 0.9  # of the sampled units in the median step, where the output hardly varies over the batch
+    most_output: float = 0.1  # of the targets' spread, under which a regression's output says nothing of its input
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         low, high = (self._bits(timeline, name) for name in ("active_low", "active_high"))
@@ -125,14 +140,26 @@ class DeadUnits(Rule):
             active = np.flatnonzero((low[known, site] | high[known, site]) > 0)
             return _Dead(module, 1.0, int(known[active[-1] + 1] if len(active) else known[0]), layer)
         window, least = self._looked_back(timeline)
-        if len(known) < least:
-            return None
         share = 1 - _active(low[known[-window:], site], high[known[-window:], site]) / (2 * HALF)
-        return _Dead(module, share, self._since(known, site, low, high), layer) if share > self.most_share else None
+        if len(known) >= least and share > self.most_share:
+            return _Dead(module, share, self._since(known, site, low, high), layer)
+        recent = known[-self.whole_frames :]
+        idle = 1 - median_of((_bits_set(low[recent, site]) + _bits_set(high[recent, site])) / (2 * HALF))
+        rarely = idle > self.most_idle and window == self.window and timeline.step_count >= self.patience
+        rarely = rarely and self._silent(timeline)
+        return _Dead(module, idle, int(recent[0]), layer, rarely=True) if rarely else None
 
     def _stands_still(self, timeline: Timeline) -> bool:
         """Whether a hundred steps have led nowhere: of a few units most may be dead by chance, and the rest will do."""
         return len(timeline.loss) >= self.patience and not works(timeline)
+
+    def _silent(self, timeline: Timeline) -> bool:
+        """Whether a regression's output hardly varies over the batch: a loss that came down was another term's, or a bias's."""
+        loss = sole_loss(timeline)
+        known = targets(timeline) if loss is not None and loss.kind in REGRESSIONS else None
+        outputs = given(timeline, "input_signal")
+        outputs = outputs[np.isfinite(outputs)][-self.whole_frames :]
+        return known is not None and len(outputs) == self.whole_frames and bool((outputs < self.most_output * known.std).all())
 
     def _wholly(
         self,
@@ -160,9 +187,10 @@ class DeadUnits(Rule):
         return int(known[::-1][enough[-1]])
 
     def _hit(self, timeline: Timeline, dead: list[_Dead]) -> Hit:
-        whole = [found for found in dead if found.share == 1.0]
+        whole = [found for found in dead if found.share == 1.0 and not found.rarely]
         names = tuple(dict.fromkeys(found.module for found in dead))
-        works_all_the_same = works(timeline) or timeline.several_objectives  # where several play, no loss tells
+        learns = works(timeline) and not self._silent(timeline)
+        works_all_the_same = learns or timeline.several_objectives  # where several play, no loss tells
         severity = Severity.INFO if works_all_the_same else Severity.WARNING
         if whole:
             severity = Severity.WARNING if works_all_the_same else Severity.CRITICAL
@@ -173,15 +201,23 @@ class DeadUnits(Rule):
             first_step=first,
             last_step=int(timeline.steps[-1]),
             evidence={"share": plain(worst.share), "layers": len(names), "wholly_dead": [found.module for found in whole]},
-            message=(
-                f"{100 * worst.share:.0f} % of the units of {worst.module} have not been active for any input since step "
-                f"{first}, where 2 % is the most that healthy trainings show"
-                + (f"; so it is in {len(names)} layers: {named(names)}." if len(names) > 1 else ".")
-            ),
+            message=(_what(worst, first) + (f"; so it is in {len(names)} layers: {named(names)}." if len(names) > 1 else ".")),
             remedy=_remedy(dead),
             severity=severity,
             strength=1.0,
         )
+
+
+def _what(worst: _Dead, first: int) -> str:
+    if worst.rarely:
+        return (
+            f"In the median step since step {first} {100 * worst.share:.0f} % of the units of {worst.module} are active for no "
+            "input of the batch, and the output hardly varies over it"
+        )
+    return (
+        f"{100 * worst.share:.0f} % of the units of {worst.module} have not been active for any input since step {first}, "
+        "where 2 % is the most that healthy trainings show"
+    )
 
 
 def _relu_sites(timeline: Timeline) -> dict[int, Layer | None]:

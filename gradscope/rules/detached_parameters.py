@@ -14,12 +14,18 @@ from gradscope.evidence import ever
 from gradscope.evidence import named
 from gradscope.evidence import owners
 from gradscope.evidence import parameter_names
+from gradscope.evidence import run_length
 from gradscope.evidence import unless_works
 from gradscope.records import Hit
 from gradscope.records import Remedy
 from gradscope.records import Severity
 from gradscope.rule import Rule
 from gradscope.timeline import Timeline
+
+_UNREACHED = Remedy(
+    "Call backward() on a loss worked out from the model's output itself, without torch.no_grad(), .item(), .data, .detach(), "
+    "numpy, torch.tensor(…) or argmax on the way; a loss that has to be told requires_grad = True has lost its graph."
+)
 
 
 @final
@@ -34,6 +40,9 @@ class DetachedParameters(Rule):
     names the modules on both sides of the cut. A module that ran under `torch.no_grad()` counts where the next module with
     gradients took what it put out.
 
+    Where no parameter at all had a gradient in five sampled steps, no step moved anything, and no graph of a loss led to the
+    model, it says so at once: the loss is a new tensor, or `backward()` was not called on it.
+
     ## Why it is bad
 
     Everything in front of the cut keeps its initial values, and the optimizer does not complain: it skips what has no
@@ -47,6 +56,8 @@ class DetachedParameters(Rule):
     not meant. A module that ran and whose output nothing uses (the pooler of many encoders) is not detached either: what
     stands in front of it does get gradient; without a cut seen in the graph, only parameters with nothing but detached ones
     in front count.
+    Where the graph of a loss does lead to the model and no gradient is left at the step, somebody cleared it in between, and
+    where an optimizer also holds tensors of others, these may be all that is trained for now: neither is meant.
     One gradient in any sampled step clears a parameter: stop-gradients of BYOL, VQ codes, and a discriminator's step on
     detached samples reach their parameters by another way, or in another step.
 
@@ -75,8 +86,15 @@ class DetachedParameters(Rule):
     )  # fmt: skip
 
     least_samples: int = 10  # sampled steps, none of them with a gradient
+    least_idle: int = 5  # the same, where no parameter at all has one and nothing moves
+
+    def obstacle(self, timeline: Timeline) -> str | None:
+        return None if self._all_idle(timeline) else Rule.obstacle(self, timeline)
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
+        if self._all_idle(timeline):
+            yield _nothing_reached(timeline)
+            return
         if len(timeline.frames) < self.least_samples:
             return
         norms = timeline.column("weight_gradient.norm")
@@ -87,6 +105,17 @@ class DetachedParameters(Rule):
         detached = without if cut else without & self._in_front(timeline, fed)
         if samples >= self.least_samples and detached.any():
             yield self._hit(timeline, detached, samples, cut)
+
+    def _all_idle(self, timeline: Timeline) -> bool:
+        """Whether the optimizer steps, but no loss has led to any parameter so far, and none has moved."""
+        wiring, trained = timeline.info.wiring, timeline.trained
+        strangers = any(optimizer.strangers for optimizer in timeline.info.optimizers)
+        reached = wiring is not None and bool(wiring.reached)
+        if not trained.any() or reached or strangers or timeline.info.shared_process:
+            return False
+        ratio, norms = timeline.column("update.ratio")[:, trained], timeline.column("weight_gradient.norm")
+        still = (ratio == 0).any(axis=1).sum() >= self.least_idle and not (ratio > 0).any()
+        return bool(still and np.isnan(norms).all() and np.isnan(timeline.gradient_norms).all())
 
     def _ran(self, timeline: Timeline) -> Mask:
         """Whether the module that owns a parameter ran in the forward pass; [parameter sites]."""
@@ -139,6 +168,30 @@ class DetachedParameters(Rule):
             severity=unless_works(timeline, Severity.WARNING),
             strength=10.0,
         )
+
+
+def _nothing_reached(timeline: Timeline) -> Hit:
+    first, last = run_length(timeline)
+    names, samples = parameter_names(timeline, timeline.trained), len(timeline.frames)
+    called = bool((timeline.pulse("backwards") > 0).any())
+    why = (
+        "backward() was called, but no graph leads from the loss to the model"
+        if called
+        else "no backward() of a loss that leads there was seen"
+    )
+    return Hit(
+        modules=owners(timeline, names),
+        first_step=first,
+        last_step=last,
+        evidence={"parameters": names, "share": 1.0, "sampled_steps": samples, "cut": None},
+        message=(
+            f"None of the {len(names)} parameters that the optimizer holds had a gradient in {samples} sampled steps, and no "
+            f"step moved any: {why}."
+        ),
+        remedy=_UNREACHED,
+        severity=Severity.CRITICAL,
+        strength=10.0,
+    )
 
 
 def _remedy(cut: tuple[str, str] | None) -> Remedy:

@@ -45,8 +45,8 @@ class GradientSpikes(Rule):
 
     A norm that grows steadily is `exploding-gradients`. A spike that loss and weights take without harm is for information:
     the last, smaller batch of an epoch makes one each time. It is a warning where the loss is half as high again in the 20
-    steps after it, where the training blows up within 50, or where spikes return in a training that does not learn; not
-    where the training has converged all the same.
+    steps after it, by a tenth of its start or more, and has not come back since; where the training blows up within 50; or
+    where spikes return in a training that does not learn. It is none where the training has converged all the same.
 
     ## What to do
 
@@ -58,6 +58,8 @@ class GradientSpikes(Rule):
     Measured on 26 healthy small trainings of 200 steps each the largest score was 4.6, and on 71 others, three runs each, 9.7
     in a GPT whose norms hardly vary; none was more than 2.9 times the largest of the 30 steps before. A batch with one
     corrupted sample had a score of 28; where norms varied by themselves it had 7.3 to 7.9, and 900 to 1,500 times the largest.
+    A recurrent net that learns well leapt from 0.012 to 0.04, where it began at 0.69: by less than a tenth of the start.
+    A plain net of 20 layers went from 0.2 to 4.6 at a leap, was back within 50 steps, and came to a tenth of a constant's loss.
 
     ## References
 
@@ -76,6 +78,7 @@ class GradientSpikes(Rule):
     same_event: int = 20  # steps within which spikes are one event
     harm_steps: int = 20  # before and after, whose losses are compared
     harm: float = 1.5  # times the median loss before
+    least_harm: float = 0.1  # of the loss at the start, by which it is higher
     blow_up_steps: int = 50  # within which a blow-up is laid to the spike
     events: int = 3  # that make them a habit
 
@@ -124,12 +127,13 @@ class GradientSpikes(Rule):
         )
 
     def _harmed(self, timeline: Timeline, step: int) -> bool:
-        """Whether the loss was worse for some time after the spike, or the training blew up."""
+        """Whether the loss got worse with the spike and has not come back since, or the training blew up."""
         if timeline.onset is not None and step <= timeline.onset <= step + self.blow_up_steps:
             return True
         before = median_of(timeline.loss[_between(timeline.loss_steps, step - self.harm_steps, step - 1)])
         after = timeline.loss[_between(timeline.loss_steps, step + 1, step + self.harm_steps)]
-        return len(after) >= self.harm_steps // 2 and bool(median_of(after) > before + (self.harm - 1) * abs(before))
+        most = before + max((self.harm - 1) * abs(before), self.least_harm * abs(timeline.first_loss))
+        return len(after) >= self.harm_steps // 2 and bool(min(median_of(after), timeline.last_loss) > most)
 
     def _severity(self, timeline: Timeline, harmful: bool, events: int) -> Severity:
         if timeline.several_objectives or timeline.converged:

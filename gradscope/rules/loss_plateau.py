@@ -45,7 +45,9 @@ class LossPlateau(Rule):
     A loss that has reached its end lies far below a constant prediction. Slow progress is a trend, and counts as progress. In
     a warm-up the rate is not there yet. Where 2 % of the targets are absurd, batches' variances lie tenfold apart: then that of
     the first is no level. Losses of GANs and of actors and critics, and losses that go below zero, measure no
-    distance to a goal, and are not judged.
+    distance to a goal, and are not judged. Of several cross-entropies that are added the level is the sum; of several squared
+    errors it is not known, but where they are the parts of one mean: an autoencoder with a codebook stood at 1.21 in all while
+    its reconstruction, whose constant prediction has 1.0, came down.
 
     ## What to do
 

@@ -15,7 +15,9 @@ import numpy.typing as npt
 from gradscope.aftermath import accident
 from gradscope.aftermath import changed_by_hand
 from gradscope.aftermath import constant_loss
+from gradscope.aftermath import finite_steps
 from gradscope.aftermath import gravity_of
+from gradscope.aftermath import leads_nowhere
 from gradscope.aftermath import long_for_another_reason
 from gradscope.aftermath import passing
 from gradscope.aftermath import refuted
@@ -38,7 +40,6 @@ from gradscope.depth import begins_tiny
 from gradscope.depth import largest
 from gradscope.depth import one_digit
 from gradscope.depth import plain
-from gradscope.depth import step_sizes
 from gradscope.evidence import overshoot
 from gradscope.evidence import rates_at
 from gradscope.evidence import slower
@@ -90,7 +91,8 @@ class LrTooHigh(Rule):
       before, and after 100 steps the loss is still above half of what the best constant prediction has;
     - a suspicious one of the first ten steps was tried again on its own batch, at a part 1/O of it, O at least 1.3, the loss is
       above where it began already, and at its end above where training began: the step overshot, and without any one of the
-      faults of scale that show it does so still. A short one is an aside where the next losses came down all the same.
+      faults of scale that show it does so still. A short one is an aside where the next losses came down all the same, or
+      halved after an O below 2. A later step counts from 4 on, where training stands still above 0.8 of a constant's loss.
 
     In plain nets of more than four matrices, without residual branches or normalisation, a step also counts as that large
     where its ratios come to as much over all layers, Π (1 + r), as a tenth does over four.
@@ -214,7 +216,7 @@ class LrTooHigh(Rule):
         blind = len(losses) < 2 or not len(timeline.frames) or not math.isfinite(losses[0])
         if blind or scale_is_off(timeline, self.most_start):
             return
-        sizes = step_sizes(timeline)
+        sizes = finite_steps(timeline)
         found = self._early(timeline, sizes) or self._lost(timeline, sizes) or self._late(timeline, sizes)
         found = found or self._geometric(timeline, sizes)
         found = found if found and not refuted(timeline, found.step, self.right_step) else None
@@ -237,14 +239,15 @@ class LrTooHigh(Rule):
             if near and found.step <= self.early_steps and passing(timeline, sizes, probe):
                 return replace(found, probe=probe, severity=Severity.INFO)
             return replace(found, probe=probe) if near else found
-        if not len(rows) or timeline.several_objectives or probe.step > self.early_steps:
+        late = probe.step > self.early_steps
+        if not len(rows) or timeline.several_objectives or (late and not leads_nowhere(timeline, sizes[rows[0]], probe)):
             return None  # near the end of a training that works, a step may go up on its own batch
-        if probe.overshoot < self.overshoot_alone or probe.loss_after <= timeline.first_loss:
+        if probe.overshoot < self.overshoot_alone or (probe.loss_after <= timeline.first_loss and not late):
             return None  # just past the valley, or not higher than where training began: it goes on
         story = f"the loss of that very batch went from {probe.loss_before:.3g} to {probe.loss_after:.3g}"
         far = bool((sizes[rows] >= self.large_step).any()) and not timeline.converged
-        severity = gravity_of(timeline, sizes, probe, far=far)
-        return _Overshoot(LongSteps.at(timeline, sizes, rows), probe.step + 1, probe.loss_after, story, severity, probe=probe)
+        grave = Severity.WARNING if late else gravity_of(timeline, sizes, probe, far=far)
+        return _Overshoot(LongSteps.at(timeline, sizes, rows), probe.step + 1, probe.loss_after, story, grave, probe=probe)
 
     def _early(self, timeline: Timeline, sizes: npt.NDArray[np.float64]) -> _Overshoot | None:
         losses, steps = timeline.loss, timeline.loss_steps
@@ -256,12 +259,10 @@ class LrTooHigh(Rule):
         place = int(np.argmax(jumped)) if jumped.any() else None
         if place is None or steps[place] > self.early_steps:
             return None
-        step = int(steps[place])
+        step, story = int(steps[place]), f"the loss jumped from {start:.3g} to {{worst}}"
         far = reaches(sizes, compounded(timeline), self.large_step) & (timeline.steps < step)
         long = LongSteps.at(timeline, sizes, far)
-        found = self._overshoot(
-            timeline, long if len(long.steps) else None, step, f"the loss jumped from {start:.3g} to {{worst}}"
-        )
+        found = self._overshoot(timeline, long if len(long.steps) else None, step, story)
         return found and replace(found, severity=self._aftermath(timeline, sizes, step, start), at_once=step <= 2)
 
     def _aftermath(self, timeline: Timeline, sizes: npt.NDArray[np.float64], step: int, start: float) -> Severity:
@@ -343,8 +344,7 @@ class LrTooHigh(Rule):
         rows = wiping(timeline, sizes, self.scrambling_step)
         if not len(rows):
             return None
-        start, end = timeline.first_loss, timeline.last_loss
-        steps = timeline.step_count
+        start, end, steps = timeline.first_loss, timeline.last_loss, timeline.step_count
         story = f"the loss went from {start:.3g} to {end:.3g} in {steps} steps, where a constant has {baseline:.3g}"
         long = LongSteps.at(timeline, sizes, rows)
         return _Overshoot(long, int(long.steps[0]), end, story, Severity.WARNING)

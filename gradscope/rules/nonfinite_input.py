@@ -39,7 +39,8 @@ class NonfiniteInput(Rule):
     ## How it is told apart
 
     - Masks of -inf are part of many models: an input that is never finite and harms nothing is left alone.
-    - Where the loss stays finite, because the model replaces NaN, it is an aside.
+    - Where the loss and its gradient stay finite, because the model replaces NaN, it is an aside. Of a price over a price of
+      zero a GRU's gates make a finite output, and the gradient of its weights is NaN.
     - Inputs that are not finite after the weights were no longer are their consequence (a model fed with its own output).
 
     ## What to do
@@ -87,13 +88,19 @@ class NonfiniteInput(Rule):
         return weights & (timeline.steps <= (broken[0] if len(broken) else np.iinfo(np.int64).max))
 
     def _harmed(self, timeline: Timeline) -> Mask:
-        """Whether the loss of each sampled step was not finite."""
-        return np.isin(timeline.steps, timeline.loss_steps[~np.isfinite(timeline.loss)])
+        """Whether the loss of each sampled step, or its gradient, was not finite."""
+        broken = timeline.pulse("step")[np.isinf(timeline.pulse("gradient_norm"))]
+        return np.isin(timeline.steps, [*timeline.loss_steps[~np.isfinite(timeline.loss)], *broken])
 
     def _elsewhere(self, timeline: Timeline) -> bool:
         """Whether the run's first NaN is known to stand where all that went in was finite."""
         origin = timeline.info.origin
-        return origin is not None and origin.place in ("parameter", "forward", "between", "target", "backward")
+        return origin is not None and origin.place in (
+            "parameter",
+            "forward",
+            "between",
+            "target",
+        )  # the way back tells nothing of it
 
     def _hit(self, timeline: Timeline, kind: str, places: Indices, rows: Indices, harm: Mask) -> Hit:
         table = timeline.column("input.nonfinite" if kind == "input" else "loss.target_nonfinite")[:, places]
@@ -101,7 +108,7 @@ class NonfiniteInput(Rule):
         row = int(next((row for row in rows if harm[row]), rows[0]))
         share = float(np.max(table[row][np.isfinite(table[row])], initial=0.0))
         step, what = int(timeline.steps[row]), f"the input {named(names)}" if kind == "input" else "the targets"
-        effect = "the loss was not finite" if harm[row] else "the loss was finite all the same"
+        effect = _effect(timeline, step) if harm[row] else "the loss was finite all the same"
         return Hit(
             modules=tuple(names) if kind == "input" else (),
             first_step=step if harm[row] else int(timeline.steps[rows[0]]),
@@ -124,11 +131,18 @@ class NonfiniteInput(Rule):
             first_step=step,
             last_step=step,
             evidence={"place": "input", "names": [], "share": None, "steps": 1},
-            message=f"At step {step} an input was NaN or infinite, with finite weights, and made the loss NaN.",
+            message=f"At step {step} an input was NaN or infinite, with finite weights, and {_effect(timeline, step)}.",
             remedy=_remedy("x"),
             severity=_severity(timeline),
             strength=10.0,
         )
+
+
+def _effect(timeline: Timeline, step: int) -> str:
+    """What broke: a saturated gate makes a finite result of infinity, and its derivative times infinity is NaN."""
+    loss = timeline.loss[timeline.loss_steps == step]
+    backward = len(loss) > 0 and bool(np.isfinite(loss).all())
+    return "the gradient was not finite, though the loss was" if backward else "the loss was not finite"
 
 
 def _always(shares: np.ndarray) -> Mask:

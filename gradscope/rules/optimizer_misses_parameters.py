@@ -45,14 +45,15 @@ class OptimizerMissesParameters(Rule):
 
     These parameters keep their initial values: the rest of the model learns on top of random features, or nothing learns at
     all. The loss often falls a little, so nothing looks broken. The usual ways there: the optimizer was made from a part of
-    the model (`model.head.parameters()`), layers were added or replaced after it was made, the model was created anew, or a
-    list of layers is no `nn.ModuleList`.
+    the model (`model.head.parameters()`), layers were added, replaced or unfrozen after it was made, the model was created
+    anew, or a list of layers is no `nn.ModuleList`.
 
     ## How it is told apart
 
-    Frozen parameters (`requires_grad=False`) get no gradient and are not meant. Parameters without a gradient are
-    `detached-parameters`. Parameters that an optimizer holds and that still do not move are `weights-not-moving`. A
-    parameter that changes between steps is moved by somebody (another optimizer, a moving average), and is left out.
+    Frozen parameters (`requires_grad=False`) get no gradient and are not meant, until they are unfrozen and get one.
+    Parameters without a gradient are `detached-parameters`. Parameters that an optimizer holds and that still do not move
+    are `weights-not-moving`. A parameter that changes between steps is moved by somebody (another optimizer, a moving
+    average), and is left out.
     Layers in a plain list that an optimizer was given by hand, that are in evaluation mode (a teacher, a net for features
     that is kept out of the checkpoint on purpose), that run without gradients, or that only the loss uses are not meant.
 
@@ -108,14 +109,17 @@ class OptimizerMissesParameters(Rule):
 
     def _missed(self, timeline: Timeline) -> Mask:
         known = [timeline.parameters.get(site.path) for site in timeline.schema.parameters]
-        outside = np.array([bool(p and p.trainable and not _held(timeline, p.name, p.tied)) for p in known], dtype=bool)
-        fed = (timeline.column("weight_gradient.norm") > 0).sum(axis=0) >= self.least_samples
-        return np.asarray(outside & fed & ~_moved(timeline))
+        outside = np.array([bool(p and not _held(timeline, p.name, p.tied)) for p in known], dtype=bool)
+        trainable = np.array([bool(p and p.trainable) for p in known], dtype=bool)
+        gradients = timeline.column("weight_gradient.norm") > 0
+        thawed = ~gradients[0]  # what was frozen at the start and gets a gradient later
+        fed = gradients.sum(axis=0) >= self.least_samples
+        return np.asarray(outside & (trainable | thawed) & fed & ~_moved(timeline))
 
     def _partial(self, timeline: Timeline, missed: Mask) -> Hit:
         names = parameter_names(timeline, missed)
         size = sum(timeline.parameters[name].size for name in names)
-        total = sum(p.size for p in timeline.info.parameters if p.trainable)
+        total = sum(p.size for p in timeline.info.parameters if p.trainable or p.name in names)
         fed = np.flatnonzero((timeline.column("weight_gradient.norm")[:, missed] > 0).any(axis=1))
         return Hit(
             modules=owners(timeline, names),

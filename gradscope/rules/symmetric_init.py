@@ -31,9 +31,9 @@ class SymmetricInit(Rule):
 
     At the first sampled steps it looks at the rows of each hidden layer's weight and of its gradient. It speaks where the
     rows of both are equal (variance between rows under a millionth of the mean square) and the gradient is not zero; or the
-    columns, where the units stand there. Matrices that are parameters by themselves are looked at like layers. It also
-    speaks where two layers or more are zero altogether and get a gradient of exactly zero at each of the first three
-    sampled steps: nothing can ever start.
+    columns, where the units stand there. Matrices that are parameters by themselves are looked at like layers, and so are
+    those with which an RNN, LSTM or GRU carries its state on. It also speaks where two of all these or more are zero
+    altogether and get a gradient of exactly zero at each of the first three sampled steps: nothing can ever start.
 
     ## Why it is bad
 
@@ -50,7 +50,9 @@ class SymmetricInit(Rule):
     - Frozen layers and layers that no optimizer holds do not count.
 
     A network initialised with a constant 0.05 showed a spread of the gradient's rows of 7e-8; random initial weights show
-    0.1 and more.
+    0.1 and more. Of an LSTM with all its parameters at 0.05 the matrix of the state showed 1e-15 and less, weight and gradient,
+    all of 216 steps long, and the loss stayed at ln 4. Its gradient shrank by nine decades over 30 time steps in the end, so
+    this finding explains `recurrent-vanishing`.
 
     ## What to do
 
@@ -76,7 +78,7 @@ class SymmetricInit(Rule):
     )
     explains: ClassVar[tuple[str, ...]] = (
         "init-too-small", "init-too-large", "vanishing-gradients", "loss-plateau", "collapsed-output", "weights-not-moving",
-        "dead-units", "lr-too-low",
+        "dead-units", "lr-too-low", "recurrent-vanishing",
     )  # fmt: skip
 
     most_spread: float = 1e-6  # variance between rows over mean square
@@ -105,6 +107,7 @@ class SymmetricInit(Rule):
             if (weight := timeline.parameters.get(site.path)) and stands_alone(timeline, weight) and not weight.zero_at_start
         }
         inner = list(layers.items())[:-1] + list(alone.items())[: len(alone) if layers else -1]
+        inner += [(place, timeline.parameters[timeline.schema.parameters[place].path]) for place in _carrying(timeline)]
         wide = [place for place, weight in inner if weight.shape[0] > 1 and weight.fan_in > 1 and timeline.trained[place]]
         return np.array(wide, dtype=np.intp)
 
@@ -120,7 +123,8 @@ class SymmetricInit(Rule):
             return np.zeros(0, dtype=np.intp)
         still = (timeline.held("weight.norm")[:early] == 0) & (timeline.column("weight_gradient.norm")[:early] == 0)
         held = still.all(axis=0) & timeline.trained
-        return np.array([layer.parameter for layer in timeline.layers if held[layer.parameter]], dtype=np.intp)
+        places = [layer.parameter for layer in timeline.layers] + _carrying(timeline)
+        return np.array(sorted(place for place in places if held[place]), dtype=np.intp)
 
     def _hit(self, timeline: Timeline, places: Indices, early: int, *, still: bool, zero: bool) -> Hit:
         weights = [timeline.schema.parameters[place].path for place in places]
@@ -149,6 +153,17 @@ class SymmetricInit(Rule):
         if works(timeline):
             return Severity.WARNING if still else Severity.INFO
         return Severity.CRITICAL
+
+
+def _carrying(timeline: Timeline) -> list[int]:
+    """Places of the matrices with which torch's recurrent layers carry their state on: their units are those of the layer."""
+    recurrent = {module.path for module in timeline.info.modules if module.role == "recurrent"}
+    known = [(site.path, timeline.parameters.get(site.path)) for site in timeline.schema.parameters]
+    return [
+        place
+        for place, (path, weight) in enumerate(known)
+        if weight is not None and weight.module in recurrent and path.rpartition(".")[2].startswith("weight_hh")
+    ]
 
 
 def _remedy(weights: list[str], names: tuple[str, ...]) -> Remedy:

@@ -17,10 +17,14 @@ from gradscope.evidence import PATIENCE
 from gradscope.evidence import gravity
 from gradscope.evidence import measured
 from gradscope.evidence import suffices
+from gradscope.objective import REGRESSIONS
 from gradscope.objective import chance
 from gradscope.objective import each
+from gradscope.objective import of_the_mean
 from gradscope.objective import sole_loss
+from gradscope.objective import targets
 from gradscope.records import Hit
+from gradscope.records import LossInfo
 from gradscope.records import Remedy
 from gradscope.records import Severity
 from gradscope.rule import Rule
@@ -76,7 +80,8 @@ class UnnormalizedInput(Rule):
     outside of layers. Adam often trains on raw pixels all the same: where training works the finding is no more than an
     aside. It stays a warning where after 100 steps the loss is above a constant prediction's for all that it fell, and where
     it is above half of it and half of the first units that can saturate do: with years and square metres in front of a tanh
-    all were saturated for good, and the loss came from 1.3 to 0.76, where standardised columns had 0.05.
+    all were saturated for good, and the loss came from 1.3 to 0.76, where standardised columns had 0.05. With degrees beside
+    days since 1970 a mean absolute error came from 790 to 8.3 in 400 steps of Adam, where predicting the mean costs 1 at most.
 
     ## References
 
@@ -189,7 +194,7 @@ class UnnormalizedInput(Rule):
         found, loss = gravity(timeline), sole_loss(timeline)
         if found is not Severity.INFO or loss is None or not len(timeline.loss):
             return found
-        share = each(timeline, loss, timeline.last_loss) / (chance(timeline, loss) or math.nan)
+        share = each(timeline, loss, timeline.last_loss) / (_level(timeline, loss) or math.nan)
         useless = share > 1 and timeline.step_count >= PATIENCE
         return Severity.WARNING if useless or (share > self.most_loss and self._numb(timeline)) else found
 
@@ -221,6 +226,12 @@ class UnnormalizedInput(Rule):
             severity=self._severity(timeline),
             strength=5.0 if suffices(timeline, self.name) else 4.0,
         )
+
+
+def _level(timeline: Timeline, loss: LossInfo) -> float:
+    """The loss of a constant prediction, of an absolute error what it is at most; NaN where it is not known."""
+    known = targets(timeline) if loss.kind in REGRESSIONS else None
+    return of_the_mean(loss, known) if known is not None else chance(timeline, loss)
 
 
 def _remedy(mean: float, spread: float) -> Remedy:

@@ -21,6 +21,7 @@ from gradscope.objective import Targets
 from gradscope.objective import adapts
 from gradscope.objective import each
 from gradscope.objective import given
+from gradscope.objective import of_the_mean
 from gradscope.objective import output_module
 from gradscope.objective import sole_loss
 from gradscope.objective import targets
@@ -31,6 +32,7 @@ from gradscope.records import Severity
 from gradscope.rule import Rule
 from gradscope.timeline import Timeline
 from gradscope.trends import median_of
+from gradscope.trends import smoothed
 
 LIKELIHOODS = ("gaussian_nll", "laplace_nll")  # of a prediction and its width
 
@@ -64,6 +66,9 @@ class UnscaledTarget(Rule):
       counts as working once the outputs' mean is within two deviations of the targets'. So does that of an error which is
       above a constant prediction's: with targets of 5000 ± 900 and a Huber loss it fell from 5200 to 4290 in 300 steps of
       Adam, where a constant has 700.
+    - Where the loss has come below a constant prediction's, it counts how long that took: a third of the steps so far, and 50
+      at least, are no aside. With ages of 42 ± 14 years, a mean absolute error and Adam at 0.001 it took 70 of 126 steps, and
+      the error was 3.7 times that of a training on standardised ages.
     - Class labels, and targets between 0 and 1, have no scale to correct. Where the loss has come down all the same, the
       finding is an aside.
 
@@ -98,6 +103,8 @@ class UnscaledTarget(Rule):
     large_step: float = 0.1  # update ratio of the median matrix in one of the first steps
     first_frames: int = 5  # sampled steps whose size counts
     most_off: float = 2.0  # standard deviations, that the mean output of a training that works may be off
+    late_share: float = 1 / 3  # of the steps so far, spent above a constant prediction's loss, that are no aside
+    late_steps: int = 50  # the least number of them
     most_start: float = 10.0  # times the targets' variance, that a squared error may begin with
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
@@ -115,7 +122,8 @@ class UnscaledTarget(Rule):
         sizes = step_sizes(timeline)[: self.first_frames]
         size = float(np.max(sizes[np.isfinite(sizes)], initial=0.0))
         start = self._start(timeline, loss, known)
-        stands = timeline.step_count >= PATIENCE and not (works(timeline) and not self._far(timeline, known))
+        fares = works(timeline) and not self._far(timeline, known) and not self._late(timeline, known)
+        stands = timeline.step_count >= PATIENCE and not fares
         if size > self.large_step or start > self.most_start or stands:
             yield self._hit(timeline, known, size, start)
 
@@ -136,6 +144,16 @@ class UnscaledTarget(Rule):
         constant = known.std**2 if loss.kind == "mse" else known.std
         return loss.kind in LIKELIHOODS or each(timeline, loss, timeline.last_loss) > constant
 
+    def _late(self, timeline: Timeline, known: Targets) -> int:
+        """Steps before the loss was what predicting the mean costs; 0 where these were few, or not too many of all."""
+        loss = sole_loss(timeline)
+        if loss is None or loss.kind not in REGRESSIONS or timeline.step_count < PATIENCE:
+            return 0
+        unit = each(timeline, loss, 1.0)
+        below = smoothed(timeline.loss) * unit <= of_the_mean(loss, known)
+        above = int(timeline.loss_steps[np.argmax(below)]) if below.any() else timeline.step_count * (unit > 0)
+        return above if above >= max(self.late_steps, self.late_share * timeline.step_count) else 0
+
     def _hit(self, timeline: Timeline, known: Targets, size: float, start: float) -> Hit:
         mean, std = f"{known.mean:.4g}", f"{known.std:.4g}"
         first, last = run_length(timeline)
@@ -148,6 +166,7 @@ class UnscaledTarget(Rule):
                 "target_std": plain(known.std),
                 "update_ratio": plain(size),
                 "first_loss_over_variance": plain(start),
+                "steps_above_constant": self._late(timeline, known),
             },
             message=(
                 f"The targets have a mean of {mean} and a standard deviation of {std}, where a model starts with outputs of "
@@ -157,13 +176,16 @@ class UnscaledTarget(Rule):
                 f"Train on targets with mean 0 and deviation 1; a prediction is then the output times {std} plus {mean}.",
                 f"y = (y - {mean}) / {std}  # over the sampled batches; better over the training set",
             ),
-            severity=self._severity(timeline, size, far=self._far(timeline, known)),
+            severity=self._severity(timeline, size, far=self._far(timeline, known) or self._late(timeline, known) > 0),
             strength=4.0,
         )
 
     def _effect(self, timeline: Timeline, known: Targets, size: float, start: float) -> str:
         if size > self.large_step:
             return f"and one of the first steps moved the median weight matrix by {size:.3g} of its norm"
+        late = self._late(timeline, known)
+        if late:
+            return f"and of {timeline.step_count} steps {late} went by before the loss was what predicting the mean costs"
         rate = median_of(timeline.pulse("learning_rate"))
         if adapts(timeline) and rate > 0:
             return (

@@ -16,9 +16,11 @@ from gradscope.evidence import Indices
 from gradscope.evidence import Mask
 from gradscope.evidence import clipping_norm
 from gradscope.evidence import ever
+from gradscope.evidence import matrices
 from gradscope.evidence import named
 from gradscope.evidence import owners
 from gradscope.evidence import parameter_names
+from gradscope.evidence import rates_at
 from gradscope.evidence import works
 from gradscope.records import Hit
 from gradscope.records import Remedy
@@ -34,6 +36,10 @@ _KEEP_A_COPY = Remedy(
     "Take out what writes to the weights after optimizer.step(): keep averages in a copy of the model, and project or round "
     "such a copy, or in the forward pass."
 )
+_ONCE = Remedy(
+    "Take what makes the weights anew, model.apply(…), an initialisation or load_state_dict(), out of the loop over epochs; "
+    "where the training is to begin anew, make the optimizer anew as well."
+)
 
 
 @final
@@ -45,7 +51,8 @@ class WeightsChangedOutsideOptimizer(Rule):
 
     Compares each weight at the end of a step with the same weight at the beginning of the next. It speaks when a weight
     that the optimizer holds differs by more than one part in a million, three pairs of consecutive steps in a row, and
-    tells whether one common factor explains the difference.
+    tells whether one common factor explains the difference. It also speaks where three times or more, each time for one step
+    alone, most weight matrices change by nine tenths of their norm or more: the weights were made anew.
 
     ## Why it is bad
 
@@ -63,6 +70,12 @@ class WeightsChangedOutsideOptimizer(Rule):
 
     A moving average of the weights that was loaded back after each step, and weights that were rounded to sixteenths after
     it, changed by 99 to 100 % of what the step had (losses of 1.24 and 0.66, where both come to 0.06 and less without).
+
+    Weights that are made anew again and again are a warning where Adam's step after the change is shorter than its very first,
+    which has the length of the rate in each element: it remembers other gradients (0.5 times as long; 1.0 with a new
+    optimizer). With a new optimizer each time, as in a cross-validation, and where that is not known, the finding is for
+    information. An initialisation that stood in the loop over epochs changed all matrices by 1.2 to 1.5 of their norm each
+    time, in trainings with a new optimizer by 1.1 to 1.4; checkpoints that are loaded back lie closer.
 
     ## What to do
 
@@ -82,7 +95,10 @@ class WeightsChangedOutsideOptimizer(Rule):
     family: ClassVar[str] = "loop wiring"
     kind: ClassVar[str] = "cause"
     needs: ClassVar[tuple[str, ...]] = ("update.outside_change", "fact.optimizer")
-    explains: ClassVar[tuple[str, ...]] = ("excessive-weight-decay", "loss-plateau", "collapsed-output", "vanishing-gradients")
+    explains: ClassVar[tuple[str, ...]] = (
+        "excessive-weight-decay", "loss-plateau", "collapsed-output", "vanishing-gradients", "oscillating-loss",
+        "gradient-spikes",
+    )  # fmt: skip
 
     least_change: float = 1e-6  # of the weight's norm; rounding there and back (SAM) leaves less in float32
     pairs: int = 3  # consecutive pairs of sampled steps
@@ -91,6 +107,9 @@ class WeightsChangedOutsideOptimizer(Rule):
     harmless_shrinkage: float = 1e-3  # per step
     taken_back: float = 0.9  # change outside over the step's own, from which the step is undone
     hindering: float = 0.3  # the same, from which it may be what keeps a training that stands still where it is
+    anew: float = 0.9  # of the norm of most matrices; a new draw owes nothing to the old one, and differs by its norm or more
+    times: int = 3  # that this happens
+    remembers: float = 0.8  # of the length of Adam's first step, under which a step is none
     well: float = 0.5  # of the best constant prediction's loss, below which training gets on
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
@@ -105,6 +124,43 @@ class WeightsChangedOutsideOptimizer(Rule):
             shown = rows[(held & changed).any(axis=1)]
             factor = self._factor(timeline, changed, shown)
             yield self._other(timeline, changed, shown) if factor is None else self._scaled(timeline, changed, shown, factor)
+        elif len(anew := self._made_anew(timeline)) >= self.times and not timeline.several_objectives:
+            yield self._again(timeline, anew)
+
+    def _made_anew(self, timeline: Timeline) -> Indices:
+        """The sampled steps before which most matrices were replaced by others."""
+        change = timeline.column("update.outside_change")[:, matrices(timeline)]
+        known = np.isfinite(change).sum(axis=1)
+        return np.flatnonzero((known > 0) & ((change >= self.anew).sum(axis=1) > known / 2))
+
+    def _again(self, timeline: Timeline, rows: Indices) -> Hit:
+        sites = matrices(timeline)
+        size = median_of(timeline.column("update.outside_change")[np.ix_(rows, np.flatnonzero(sites))])
+        stays = self._optimizer_stays(timeline, rows)
+        names = parameter_names(timeline, sites)
+        return Hit(
+            modules=owners(timeline, names),
+            first_step=int(timeline.steps[rows[0]]),
+            last_step=int(timeline.steps[rows[-1]]),
+            evidence={"relative_change": size, "times": len(rows), "optimizer_stays": stays, "parameters": names},
+            message=(
+                f"{len(rows)} times, at step {timeline.steps[rows[0]]} first and at step {timeline.steps[rows[-1]]} last, the "
+                f"weights changed between two optimizer steps by {size:.2g} of their norm: they were made anew."
+            ),
+            remedy=_ONCE,
+            severity=Severity.WARNING if stays and not timeline.converged else Severity.INFO,
+            strength=5.0 if stays else 2.0,
+        )
+
+    def _optimizer_stays(self, timeline: Timeline, rows: Indices) -> bool:
+        """Whether Adam remembers what came before these steps: a new one's first step has the length of the run's first."""
+        if any(optimizer.type not in ("Adam", "AdamW") for optimizer in timeline.info.optimizers) or timeline.steps[0] != 0:
+            return False
+        sites = matrices(timeline)
+        lengths = (timeline.column("update.ratio") * timeline.column("weight.norm"))[:, sites].astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            lengths = lengths / rates_at(timeline, timeline.steps)[:, None]
+            return median_of(lengths[rows] / lengths[0]) < self.remembers
 
     def _factor(self, timeline: Timeline, changed: Mask, rows: Indices) -> float | None:
         """The factor that all these weights were multiplied by, or None where they were not."""

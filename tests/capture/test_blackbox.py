@@ -226,6 +226,30 @@ def test_the_way_back(every):
     assert (found.step, found.place, found.module, found.before) == (BAD, "backward", "first", "second")
 
 
+def test_an_input_that_gates_hide_on_the_way_forward():
+    """tanh makes 1 of infinity, and its derivative there, times infinity, is NaN."""
+
+    def change(step, x, y):
+        return at_fault(step, x.clone().index_fill_(1, torch.tensor([2]), torch.inf), x), y
+
+    class Gated(Net):
+        def forward(self, x):
+            return self.second(torch.tanh(x * self.first.weight[0]))
+
+    found = origin(Gated(), change=change)
+    assert (found.step, found.place) == (BAD, "input")
+
+    class Mended(Gated):
+        def forward(self, x):
+            root = torch.sqrt(self.first.weight[0] * 0) if bool(x.isnan().any()) and Mended.calls == BAD else 0.0
+            Mended.calls += 1
+            return self.second(torch.tanh(x.nan_to_num() * self.first.weight[0] + root))
+
+    Mended.calls = 0
+    found = origin(Mended(), change=lambda step, x, y: (x.clone().fill_diagonal_(torch.nan), y))
+    assert (found.step, found.place) == (BAD, "backward")  # such inputs did no harm in the steps before
+
+
 def test_the_first_origin_is_kept():
     found = origin(Net(), change=lambda step, x, y: (x if step < 3 else x * torch.nan, y))
     assert found.step == 3

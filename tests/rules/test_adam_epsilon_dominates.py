@@ -85,6 +85,18 @@ def test_a_loss_that_falls_all_the_same_makes_it_an_aside_unless_steps_are_tiny(
     assert run(pulses=falls, columns={"update.ratio": 1.1e-4})[0].severity is Severity.INFO
 
 
+def test_a_loss_that_crawls_down_from_a_constants_where_all_of_every_matrix_drowns_is_named() -> None:
+    def crawling(share: Any, fall: float, steps: int = 300) -> Severity:
+        pulses = {"loss": lambda step: 1.39 - fall * step / steps}
+        (hit,) = run(share, pulses=pulses, columns={"update.ratio": 1.4e-4}, total=steps, steps=range(0, steps, 10))
+        return hit.severity
+
+    assert crawling(0.99, 0.08) is Severity.WARNING
+    assert crawling(0.99, 0.3) is Severity.INFO
+    assert crawling(0.6, 0.08) is Severity.INFO
+    assert crawling(0.99, 0.08, steps=150) is Severity.INFO
+
+
 def test_one_matrix_that_drowns_while_the_loss_falls_is_no_fault() -> None:
     falls = {"loss": lambda step: 1.39 - 0.001 * step}
     shares = {"layers.0.weight": 0.0, "layers.2.weight": 0.0, "layers.4.weight": 1.0}

@@ -12,10 +12,12 @@ from gradscope.records import Severity
 from gradscope.rules.constant_input import ConstantInput
 from gradscope.timeline import Timeline
 from tests.timelines import SMALL
+from tests.timelines import Net
 from tests.timelines import Values
 from tests.timelines import build
 from tests.timelines import empty
 from tests.timelines import module
+from tests.timelines import parameter
 from tests.timelines import poisoned
 
 STUCK = {"loss": 1.4}
@@ -121,6 +123,15 @@ def test_tokens_that_are_the_same_for_every_sample() -> None:
     (hit,) = hits(tokens({"activation.signal": 0.0}))
     assert hit.modules == ("words", "places") and hit.severity is Severity.CRITICAL
     assert "same tokens" in hit.message
+
+
+def test_what_attention_drops_out_does_not_tell_tokens_apart() -> None:
+    words, attention = module("words", "Embedding", "embedding"), module("attention", "MultiheadAttention", "attention")
+    columns = {"activation.signal": {"words": 0.0}}
+    (hit,) = hits(run(columns, net=words + attention + SMALL, inputs=()))
+    assert "same tokens" in hit.message
+    bare = Net((), (parameter("table", (50, 8)),))  # rows of which the tokens may pick
+    assert not hits(run(columns, net=bare + words + attention + SMALL, inputs=()))
 
 
 def test_tokens_that_differ_or_are_not_known_are_left_alone() -> None:

@@ -20,7 +20,9 @@ from tests.timelines import linear
 from tests.timelines import mlp
 from tests.timelines import module
 from tests.timelines import norm
+from tests.timelines import one_loss
 from tests.timelines import poisoned
+from tests.timelines import regressed
 
 STUCK = {"loss": 1.386}
 LONG = {"steps": range(60), "pulses": STUCK}
@@ -97,6 +99,30 @@ def test_it_tells_when_a_layer_died() -> None:
 def test_where_training_works_some_dead_units_are_an_aside_and_a_dead_layer_a_warning() -> None:
     assert run(first(4), pulses={})[0].severity is Severity.INFO
     assert run(0, pulses={})[0].severity is Severity.WARNING
+
+
+def rarely(units: int, *, signal: float = 0.05, **more: Any) -> list[Hit]:
+    """A regression of which other units are active in each step, so many of 32; the loss falls, with all that is in it."""
+    columns = {**regressed(), "loss.input_signal": signal}
+    low = {"low": lambda step: 1 << step % 16, "high": lambda step: (1 << units - 1) - 1 << step % 3}
+    given: dict[str, Any] = {"steps": range(120), "pulses": {}, "wiring": one_loss(), "columns": columns}
+    return run(low["low"], low["high"], **(given | more))
+
+
+def test_units_that_wake_now_and_then_count_where_the_output_hardly_varies() -> None:
+    (hit,) = rarely(2)
+    assert (hit.modules, hit.severity, hit.first_step) == (("layers.0",), Severity.WARNING, 115)
+    assert "94 % of the units" in hit.message
+    assert not rarely(4)
+    assert not rarely(2, signal=0.11)
+    assert not rarely(2, steps=range(90))
+
+
+def test_dead_units_are_a_warning_where_the_output_hardly_varies_though_the_loss_falls() -> None:
+    more: dict[str, Any] = {"pulses": {}, "wiring": one_loss()}
+    silent = {**regressed(), "loss.input_signal": 0.05}
+    assert run(first(4), columns=silent, **more)[0].severity is Severity.WARNING
+    assert run(first(4), columns=silent | {"loss.input_signal": 0.5}, **more)[0].severity is Severity.INFO
 
 
 def test_where_several_play_no_loss_tells_and_some_dead_units_are_an_aside() -> None:

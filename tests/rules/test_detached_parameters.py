@@ -9,6 +9,7 @@ import pytest
 from gradscope.records import Hit
 from gradscope.records import Severity
 from gradscope.records import Site
+from gradscope.records import Wiring
 from gradscope.rules.detached_parameters import DetachedParameters
 from gradscope.timeline import Timeline
 from tests.timelines import SMALL
@@ -18,6 +19,7 @@ from tests.timelines import classification
 from tests.timelines import empty
 from tests.timelines import linear
 from tests.timelines import poisoned
+from tests.timelines import sgd
 
 HEAD_ONLY = classification(reached=("layers.4.weight",))
 CUT = classification(reached=("layers.4.weight",), cuts=(("layers.3", "layers.4"),))
@@ -115,3 +117,33 @@ def test_survives_what_is_not_finite_or_not_there() -> None:
     assert not hits(empty())
     for value in (math.nan, math.inf):
         hits(poisoned(value))
+
+
+def idle(**changes: Any) -> Timeline:
+    """Nothing has a gradient, nothing moves, and no graph was read."""
+    given: dict[str, Any] = {
+        "columns": {"weight_gradient.norm": math.nan, "update.ratio": 0.0},
+        "pulses": {"loss": 1.4, "gradient_norm": math.nan},
+        "wiring": Wiring(),
+    }
+    return build(**(given | changes))
+
+
+def test_a_loss_without_a_graph_is_named_after_five_steps() -> None:
+    (hit,) = hits(idle(steps=range(5)))
+    assert hit.severity is Severity.CRITICAL and hit.strength == 10
+    assert "None of the 3 parameters" in hit.message and "no graph leads from the loss to the model" in hit.message
+    assert DetachedParameters().obstacle(idle(steps=range(5))) is None
+    assert not hits(idle(steps=range(4)))
+
+
+def test_a_backward_that_was_not_seen_is_told_from_one_that_led_nowhere() -> None:
+    (hit,) = hits(idle(pulses={"loss": math.nan, "gradient_norm": math.nan, "backwards": 0.0}))
+    assert "no backward() of a loss that leads there was seen" in hit.message
+
+
+def test_without_any_gradient_it_is_silent_where_a_loss_led_to_the_model_or_weights_moved_or_others_are_trained() -> None:
+    assert not hits(idle(wiring=classification()))
+    assert not hits(idle(columns={"weight_gradient.norm": math.nan}))
+    assert not hits(idle(optimizers=[replace(sgd(), strangers=2)]))
+    assert not hits(idle(shared_process=True))

@@ -11,12 +11,16 @@ import pytest
 from gradscope.records import Hit
 from gradscope.records import OptimizerInfo
 from gradscope.records import Severity
+from gradscope.records import Wiring
 from gradscope.rules.excessive_weight_decay import ExcessiveWeightDecay
 from gradscope.timeline import Timeline
 from tests.timelines import SMALL
 from tests.timelines import build
+from tests.timelines import classification
 from tests.timelines import empty
+from tests.timelines import one_loss
 from tests.timelines import poisoned
+from tests.timelines import regressed
 
 STUCK = {"loss": lambda step: 1.39 + 0.01 * math.sin(7 * step)}
 STARTS = np.array([math.sqrt(2 * p.size / p.fan_in) for p in SMALL.parameters])
@@ -99,7 +103,7 @@ def test_weights_that_shrink_without_decay_are_another_matter() -> None:
 
 def by_penalty(ratio: float, *, shrinks: float = 0.02, pulses: Any = STUCK) -> list[Hit]:
     """Weights that lose a share of their norm in every step, of updates that are ``ratio`` of it, with no decay."""
-    columns = {"weight.norm": lambda step: STARTS * (1 - shrinks) ** step, "update.ratio": ratio}
+    columns: dict[str, Any] = {"weight.norm": lambda step: STARTS * (1 - shrinks) ** step, "update.ratio": ratio}
     return hits(build(columns=columns, pulses=pulses, optimizers=(optimizer(0.0),)))
 
 
@@ -114,7 +118,7 @@ def test_steps_that_lead_straight_to_zero_without_decay_are_those_of_a_penalty_i
 
 
 def test_slow_shrinkage_over_a_long_run_is_not_counted() -> None:
-    columns = {"weight.norm": lambda step: STARTS * math.exp(-step / 3000), "update.ratio": 0.01}
+    columns: dict[str, Any] = {"weight.norm": lambda step: STARTS * math.exp(-step / 3000), "update.ratio": 0.01}
     slow = build(
         columns=columns, pulses={"learning_rate": 0.01, **STUCK}, optimizers=(optimizer(0.9),), steps=range(0, 3000, 50)
     )
@@ -130,3 +134,21 @@ def test_healthy_and_broken_numbers_raise_nothing() -> None:
         assert not hits(build(columns=broken, optimizers=(decayed,)))
         assert not hits(build(columns=broken, optimizers=(optimizer(20.0, kind="Adam"),)))
     assert not hits(empty())
+
+
+def test_a_loss_that_falls_because_the_penalty_does_is_no_progress() -> None:
+    def shrinking(spread: float, wiring: Wiring, **given: Any) -> list[Hit]:
+        columns: dict[str, Any] = {
+            "weight.norm": lambda step: STARTS * 0.98**step,
+            "update.ratio": 0.025,
+            "loss.input_signal": spread,
+            **given,
+        }
+        return hits(build(columns=columns, optimizers=(optimizer(0.0),), wiring=wiring))
+
+    (hit,) = shrinking(0.12, one_loss("mse"), **regressed())
+    assert hit.severity is Severity.WARNING
+    assert not shrinking(0.4, one_loss("mse"), **regressed())
+    assert len(shrinking(0.05, classification())) == 1
+    assert not shrinking(0.2, classification())
+    assert not shrinking(math.nan, classification())

@@ -49,6 +49,15 @@ def test_is_a_warning_where_the_loss_is_worse_afterwards() -> None:
     assert hit.severity is Severity.WARNING
 
 
+def test_a_loss_that_came_back_or_hardly_rose_beside_its_start_takes_no_harm() -> None:
+    def severity(loss: Any) -> Severity:
+        return hits(spiking([60], pulses={"loss": loss}))[0].severity
+
+    assert severity(lambda step: 1.4 if step < 5 else 0.2 if step <= 60 else 0.5) is Severity.WARNING
+    assert severity(lambda step: 1.4 if step < 5 else 0.2 if step <= 60 or step > 110 else 4.6) is Severity.INFO
+    assert severity(lambda step: 1.4 if step < 5 else 0.1 if step <= 60 else 0.2) is Severity.INFO
+
+
 def test_takes_no_harm_where_the_training_converged_all_the_same() -> None:
     def loss(step: int) -> float:
         return 1.4 if step < 30 else (0.01 if step <= 60 else 0.02)

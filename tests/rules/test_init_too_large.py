@@ -189,6 +189,12 @@ def test_a_large_output_is_an_aside_until_training_should_have_brought_it_down()
     assert at_output(pulses={"loss": lambda step: 200.0 if step < 3 else math.nan})[0].severity is Severity.CRITICAL
 
 
+def test_a_squared_error_has_to_come_well_under_a_constants() -> None:
+    for last, severity in ((0.45, Severity.WARNING), (0.35, Severity.INFO)):  # a constant has 0.49
+        falling = {"loss": lambda step, last=last: 80.0 if step < 50 else last}
+        assert at_output(pulses=falling)[0].severity is severity
+
+
 def test_a_constants_error_stands_for_what_an_absolute_error_should_come_to() -> None:
     for last, severity in ((0.8, Severity.WARNING), (0.6, Severity.INFO)):
         falling = {"loss": lambda step, last=last: 80.0 if step < 50 else last}

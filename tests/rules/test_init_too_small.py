@@ -14,6 +14,7 @@ from gradscope.records import Severity
 from gradscope.rules.init_too_small import InitTooSmall
 from gradscope.timeline import Timeline
 from tests.timelines import Net
+from tests.timelines import OptimizerInfo
 from tests.timelines import Values
 from tests.timelines import build
 from tests.timelines import classification
@@ -57,6 +58,14 @@ def test_the_default_initialisation_of_a_deep_plain_net_is_named_with_the_factor
 
 def test_it_is_an_aside_where_training_works() -> None:
     assert run(DEFAULT, pulses={})[0].severity is Severity.INFO
+
+
+def test_with_adam_it_is_an_aside_until_a_hundred_steps_have_shown_what_becomes_of_it() -> None:
+    adam = OptimizerInfo("Adam", 1e-3, tuple(p.name for p in DEEP.parameters), 0, {"eps": 1e-8})
+    assert run(DEFAULT, per_layer=-0.40, optimizers=(adam,), steps=range(60))[0].severity is Severity.WARNING  # 7.2 decades
+    assert run(DEFAULT, per_layer=-0.36, optimizers=(adam,), steps=range(60))[0].severity is Severity.INFO
+    assert run(DEFAULT, per_layer=-0.36, optimizers=(adam,))[0].severity is Severity.CRITICAL
+    assert run(DEFAULT, per_layer=-0.36, steps=range(60))[0].severity is Severity.WARNING
 
 
 def test_short_nets_get_by() -> None:

@@ -81,3 +81,11 @@ def test_healthy_and_broken_numbers_raise_nothing() -> None:
 def test_gradients_of_the_last_steps_need_not_be_known() -> None:
     sparse = {"gradient_norm": lambda step: math.exp(step / 20) if step < 12 or step == 90 else math.nan}
     assert hits(run(lambda step: 2.0 - math.exp(step / 10), pulses={"loss": lambda step: 2.0 - math.exp(step / 10), **sparse}))
+
+
+def test_a_last_batch_that_is_not_the_deepest_does_not_hide_the_fall() -> None:
+    def falls(step: int) -> float:
+        return (2.0 - math.exp(step / 10)) * (0.5 if step % 20 >= 14 else 1.0)
+
+    (hit,) = hits(run(falls))
+    assert hit.evidence["last_loss"] < -5000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gradscope.records import Hit
@@ -454,3 +455,35 @@ def test_a_step_that_overshot_slightly_is_an_aside_until_three_losses_have_follo
         return run(lambda step: 1.4 + 0.02 * step, ratio=0.01, probes=(probed(overshoot=overshoot),), **seen)[0].severity
 
     assert (known(3, 1.5), known(4, 1.5), known(3, 2.5)) == (Severity.INFO, Severity.WARNING, Severity.WARNING)
+
+
+def test_a_slight_overshoot_is_an_aside_where_the_losses_halved_after_the_leap() -> None:
+    def found(after: float) -> Severity:
+        seen: dict[str, Any] = {"probes": (probed(overshoot=1.6),), "steps": range(8), "total": 8}
+        return run(lambda step: (1.4, 3.5)[step] if step < 2 else after, ratio=0.01, **seen)[0].severity
+
+    assert found(0.6) is Severity.INFO
+    assert found(1.5) > Severity.INFO
+
+
+def test_a_late_step_that_overshot_far_is_named_where_training_stands_still_at_a_constants_loss() -> None:
+    def found(overshoot: float, *, size: float = 0.03, loss: float = 1.35) -> list[Hit]:
+        noisy = np.random.default_rng(1).standard_normal(200)
+        probes = (probed(75, overshoot),)
+        return run(lambda step: loss + 0.02 * noisy[step], ratio=size, probes=probes, total=200, steps=range(0, 200, 5))
+
+    assert found(9.0)[0].severity is Severity.WARNING
+    assert not found(3.0)
+    assert not found(9.0, size=0.005)
+    assert not found(9.0, loss=0.3)
+
+
+def test_a_step_by_a_gradient_that_is_not_finite_is_no_long_one() -> None:
+    def norm(step: int) -> float:
+        return math.inf if step >= 4 else 1.0
+
+    def ratio(step: int) -> float:
+        return math.inf if step >= 4 else 0.01
+
+    assert not run(lambda step: math.nan if step > 4 else 1.4, ratio=ratio, norm=norm, steps=DENSE)
+    assert run(lambda step: math.nan if step > 4 else 1.4, ratio=ratio, steps=DENSE)

@@ -16,6 +16,7 @@ from gradscope.timeline import Timeline
 from tests.timelines import SMALL
 from tests.timelines import build
 from tests.timelines import empty
+from tests.timelines import one_loss
 from tests.timelines import poisoned
 
 STUCK = {"loss": lambda step: 3.0 + 0.1 * math.sin(7 * step), "learning_rate": 1e-7}
@@ -47,6 +48,30 @@ def test_the_remedy_raises_the_rate_ten_thousand_times_at_most() -> None:
 def test_boundary_of_the_ratio() -> None:
     assert run(ratio=0.9e-5)
     assert not run(ratio=1.1e-5)
+
+
+def at_chance(*, ratio: Any = 2e-5, gradient: float = 0.05, **more: Any) -> list[Hit]:
+    return run(ratio=ratio, gradient=gradient, **({"loss": lambda step: 1.4 + 0.02 * math.sin(7 * step)} | more))
+
+
+def test_steps_too_short_to_lower_a_loss_that_stands_at_a_constant_predictions_are_named() -> None:
+    assert at_chance()
+    assert not at_chance(ratio=2e-4)
+    assert not at_chance(gradient=50.0)  # as short as they are, they could have lowered it
+    assert not at_chance(loss=lambda step: 3.0 + 0.02 * math.sin(7 * step))
+    assert not at_chance(wiring=one_loss())  # where that is not known
+    assert at_chance(optimizers=None, rate=1e-4)
+    assert not at_chance(optimizers=None, rate=0.01)  # it is the gradients that are small
+
+
+def test_a_rate_that_was_too_low_at_the_peak_of_its_schedule_is_named() -> None:
+    def decayed(peak: float, **more: Any) -> list[Hit]:
+        rate = {"rate": lambda step: 4e-6 * (1 + math.cos(math.pi * step / 199)) / 2}
+        return at_chance(ratio=lambda step: peak * (1 + math.cos(math.pi * step / 199)) / 2, **(rate | more))
+
+    assert decayed(2e-5)
+    assert not decayed(1e-3)  # what is short is only the end
+    assert not decayed(2e-5, rate=lambda step: 4e-6 if step < 20 else 1e-9)  # not long at its peak
 
 
 def test_one_matrix_that_moves_is_enough_to_be_left_alone() -> None:

@@ -62,6 +62,17 @@ def test_is_an_aside_where_the_loss_stayed_finite() -> None:
     assert hits(build(columns=at(40)))[0].severity is Severity.INFO
 
 
+def test_names_the_input_on_whose_step_the_gradient_broke() -> None:
+    broken: dict[str, Any] = {**BREAKS, "gradient_norm": lambda step: math.inf if step >= 40 else 1.0}
+    broken["loss"] = lambda step: 1.0 if step <= 40 else math.nan
+    for origin in (Origin(40, "backward", "layers.0"), None):
+        (hit,) = hits(build(columns=at(40), pulses=broken, origin=origin))
+        assert hit.severity is Severity.CRITICAL and hit.first_step == 40
+        assert "the gradient was not finite, though the loss was" in hit.message
+    (hit,) = hits(build(pulses=broken, origin=Origin(40, "input")))
+    assert "the gradient was not finite, though the loss was" in hit.message
+
+
 def test_masks_that_are_never_finite_are_left_alone() -> None:
     mask = {"input.nonfinite": {"mask": 0.4}}
     assert not hits(build(columns=mask, inputs=("x", "mask")))

@@ -132,3 +132,12 @@ def test_the_remedy_goes_by_what_holds_them() -> None:
 def test_ten_sampled_steps_are_needed_for_layers_that_the_model_does_not_know() -> None:
     assert not hits(strayed(Stray("h[0]", "Linear", 20), steps=range(9)))
     assert hits(strayed(Stray("h[0]", "Linear", 20), steps=range(10)))
+
+
+def test_names_layers_that_were_unfrozen_without_telling_the_optimizer() -> None:
+    net = linear("body", 16, 16, trainable=False) + linear("head", 16, 4)
+    later = {"body.weight": lambda step: 0.2 if step >= 15 else math.nan}
+    (hit,) = hits(build(net, columns={"weight.norm": {"body.weight": 5.0}, "weight_gradient.norm": later}))
+    assert hit.evidence["parameters"] == ["body.weight"]
+    assert hit.first_step == 15
+    assert hit.evidence["share"] == pytest.approx(0.8)

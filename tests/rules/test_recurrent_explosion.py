@@ -83,6 +83,12 @@ def test_a_training_that_works_well_gets_no_more_than_an_aside() -> None:
     assert run(4.0, pulses=slowly)[0].severity is Severity.WARNING
 
 
+def test_growth_that_comes_later_is_an_aside_while_the_loss_falls() -> None:
+    slowly = {"loss": lambda step: 0.8 + 0.6 * math.exp(-step / 30)}
+    assert run(lambda step: 4.0 if step >= 40 else 0.0, pulses=slowly)[0].severity is Severity.INFO
+    assert run(lambda step: 4.0 if step >= 40 else 0.0)[0].severity is Severity.CRITICAL
+
+
 def test_columns_with_gaps_are_read_where_they_were_captured() -> None:
     assert run(lambda step: 4.0 if step % 10 == 0 and step else math.nan)[0].first_step == 10
 

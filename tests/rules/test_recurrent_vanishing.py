@@ -69,8 +69,14 @@ def test_a_training_that_works_or_has_converged_is_left_alone() -> None:
 
 
 def test_boundary_of_the_growth() -> None:
-    assert not run(-5.9)
-    assert run(-6.1)
+    assert not run(-5.9, steps=range(0, 190, 5))
+    assert run(-6.1, steps=range(0, 190, 5))
+
+
+def test_where_the_loss_stood_at_a_constants_for_200_steps_four_decades_are_enough() -> None:
+    assert run(-4.1)[0].severity is Severity.WARNING
+    assert not run(-3.9)
+    assert not run(-4.1, wiring=classification(NET, losses=()))
 
 
 def test_five_samples_in_a_row_and_half_of_all_must_show_it() -> None:

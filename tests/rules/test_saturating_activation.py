@@ -17,6 +17,7 @@ from tests.timelines import build
 from tests.timelines import classification
 from tests.timelines import empty
 from tests.timelines import factors_in
+from tests.timelines import linear
 from tests.timelines import mlp
 from tests.timelines import norm
 from tests.timelines import poisoned
@@ -70,6 +71,27 @@ def test_boundaries_of_slope_total_and_depth() -> None:
     assert not run(0.29, net=deep)
     assert run(0.85, net=mlp(20, *[64] * 6, 4, activation="sigmoid", kind="Sigmoid"))
     assert not run(0.85, net=mlp(20, *[64] * 5, 4, activation="sigmoid", kind="Sigmoid"))
+
+
+SOFTMAXES = mlp(64, 64, 48, 32, 6, activation="softmax", kind="Softmax")
+
+
+def test_hidden_layers_that_end_in_a_softmax_are_named() -> None:
+    (hit,) = run(2.1, net=SOFTMAXES)
+    assert hit.modules == ("layers.0", "layers.2", "layers.4")
+    assert hit.evidence["decades"] == pytest.approx(6.3, rel=1e-3)
+    assert "for name in ['layers.1', 'layers.3', 'layers.5']" in (hit.remedy.code or "")
+    compile(hit.remedy.code or "", "remedy", "exec")
+    assert run(1.1, net=mlp(64, 64, 48, 6, activation="softmax"))
+    assert not run(0.9, net=mlp(64, 64, 48, 6, activation="softmax"))
+    assert not run(2.1, net=mlp(64, 64, 6, activation="softmax"))
+
+
+def test_a_softmax_that_weighs_something_and_one_at_the_output_are_not_meant() -> None:
+    gates = linear("a", 16, 4, activation="softmax") + linear("b", 16, 4, activation="softmax") + linear("c", 32, 4)
+    columns = {"activation_gradient.rms": lambda step: [1e-8, 1e-4, 1.0]}
+    assert not hits(build(gates, columns=columns, pulses=STUCK))
+    assert not hits(build(linear("a", 4, 4) + linear("b", 4, 4, activation="softmax"), pulses=STUCK))
 
 
 def test_other_activations_are_a_matter_of_initial_weights() -> None:

@@ -93,6 +93,27 @@ def test_what_stands_by_itself_and_is_no_matrix_is_left_alone() -> None:
     assert not hits(build(positions, columns=alike(names=("m0",)), pulses=STUCK))
 
 
+def recurrent() -> Net:
+    """An LSTM and its head."""
+    weights = tuple(parameter(f"lstm.weight_{kind}_l0", (128, size)) for kind, size in (("ih", 3), ("hh", 32)))
+    return Net((ModuleInfo("lstm", "LSTM", "recurrent", tuple(p.name for p in weights)),), weights) + linear("head", 32, 4)
+
+
+def test_what_carries_the_state_of_a_recurrent_layer_on_counts_like_a_layer() -> None:
+    (hit,) = hits(build(recurrent(), columns=alike(names=("lstm.weight_hh_l0",)), pulses=STUCK))
+    assert (hit.modules, hit.severity) == (("lstm",), Severity.CRITICAL)
+    assert "['lstm.weight_hh_l0']" in (hit.remedy.code or "")
+    assert not hits(build(recurrent(), columns=alike(names=("lstm.weight_ih_l0",)), pulses=STUCK))
+    assert not hits(build(recurrent(), columns=alike(names=("lstm.weight_hh_l0",), gradients=0.3), pulses=STUCK))
+
+
+def test_a_recurrent_layer_and_its_head_at_zero_are_named() -> None:
+    names = ("lstm.weight_ih_l0", "lstm.weight_hh_l0", "head.weight")
+    zero = {column: dict.fromkeys(names, 0.0) for column in ("weight.norm", "weight_gradient.norm")}
+    (hit,) = hits(build(recurrent(), columns=zero, pulses=STUCK))
+    assert hit.modules == ("lstm", "head")
+
+
 def test_a_sparse_gradient_that_the_sample_missed_is_not_equal() -> None:
     missed = {**alike(gradients=0.0), "weight_gradient.zero": 1.0}
     assert not hits(build(columns=missed, pulses=STUCK))

@@ -19,8 +19,10 @@ from tests.timelines import build
 from tests.timelines import empty
 from tests.timelines import module
 from tests.timelines import norm
+from tests.timelines import one_loss
 from tests.timelines import parameter
 from tests.timelines import poisoned
+from tests.timelines import regressed
 
 STUCK = {"loss": 1.4}
 BLOWN_UP = {"loss": lambda step: 1.4 if step < 3 else math.nan}
@@ -140,6 +142,17 @@ def test_a_loss_that_only_fell_does_not_make_it_work() -> None:
     far = {"loss": lambda step: 1e6 * math.exp(-step / 10) + 3}
     assert hits(build(columns=pixels(rms=100.0), pulses=far))[0].severity is Severity.WARNING
     assert hits(build(columns=pixels(rms=100.0) | numb))[0].severity is Severity.INFO
+
+
+def test_an_absolute_error_above_what_the_mean_costs_does_not_work() -> None:
+    def of(last: float, total: int = 150) -> Severity:
+        fallen = {"loss": lambda step: last + 500 * math.exp(-step / 10)}
+        columns = pixels(rms=100.0) | regressed() | {"loss.input_rms": 500.0}
+        return hits(build(columns=columns, wiring=one_loss("l1"), pulses=fallen, total=total))[0].severity
+
+    assert of(8.0) is Severity.WARNING
+    assert of(0.7) is Severity.INFO  # one standard deviation is the most that the mean costs
+    assert of(8.0, total=99) is Severity.INFO
 
 
 def test_columns_that_lie_apart_are_standardised_one_by_one() -> None:

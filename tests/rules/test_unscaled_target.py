@@ -75,6 +75,27 @@ def test_an_error_that_fell_and_is_above_a_constant_predictions_does_not_work() 
     assert not of(900.0, 500.0) and not of(4900.0, 500.0)
 
 
+def test_steps_that_went_into_the_scale_are_counted() -> None:
+    def of(crossing: int, total: int) -> list[Severity]:
+        """An absolute error that falls from three deviations to half of one, past one deviation at ``crossing``."""
+        ages = {**regressed(mean=42.0, std=14.0), "loss.input_mean": 42.0}
+        falls = {"loss": lambda step: max(42 - 28 * step / crossing, 7.0), "learning_rate": 1e-3}
+        found = hits(run(ages, kind="l1", pulses=falls, optimizers=(ADAM,), total=total))
+        assert all("of" in hit.message and hit.evidence["steps_above_constant"] >= crossing for hit in found)
+        return [hit.severity for hit in found]
+
+    assert of(70, 126) == [Severity.WARNING]
+    assert not of(70, 300)  # less than a third
+    assert not of(40, 101)  # few
+
+
+def test_a_loss_that_never_came_down_to_what_the_mean_costs_is_late() -> None:
+    ages = {**regressed(mean=42.0, std=14.0), "loss.input_mean": 20.0}
+    falls = {"loss": lambda step: 45 - 0.2 * step, "learning_rate": 1e-3}
+    (hit,) = hits(run(ages, kind="l1", pulses=falls, optimizers=(ADAM,), total=120))
+    assert hit.severity is Severity.WARNING and hit.evidence["steps_above_constant"] == 120
+
+
 def test_is_an_aside_at_first_where_steps_are_short() -> None:
     assert hits(run(FAR, pulses={"loss": 2.6e7}, steps=range(3)))[0].severity is Severity.INFO
     assert hits(run({**FAR, **LONG_STEPS}, pulses={"loss": 2.6e7}, steps=range(3)))[0].severity is Severity.WARNING

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from gradscope.records import Hit
+from gradscope.records import OptimizerInfo
 from gradscope.records import Severity
 from gradscope.rules.weights_changed_outside_optimizer import WeightsChangedOutsideOptimizer
 from gradscope.timeline import Timeline
+from tests.timelines import SMALL
 from tests.timelines import build
 from tests.timelines import empty
 from tests.timelines import poisoned
@@ -105,3 +108,34 @@ def test_survives_what_is_not_finite_or_not_there() -> None:
     assert len(hits(scaled(columns={"update.outside_factor": math.inf}))) == 1
     for value in (math.nan, math.inf):
         hits(poisoned(value))
+
+
+ADAM = OptimizerInfo("Adam", 0.1, tuple(p.name for p in SMALL.parameters), 0, {"eps": 1e-8})
+
+
+def anew(*, ratio: float = 0.002, change: float = 1.4, times: int = 3, **more: Any) -> Timeline:
+    """Weights that are made anew each thirty steps, Adam's step after it having this ratio and the others 0.004."""
+    again = [30 * (i + 1) for i in range(times)]
+    columns = {
+        "update.outside_change": lambda step: change * (step in again),
+        "update.ratio": lambda step: ratio if step in again else 0.004,
+        "weight.norm": 5.0,
+    }
+    return build(**({"columns": columns, "steps": range(120), "optimizers": [ADAM]} | more))
+
+
+def test_weights_that_are_made_anew_under_the_same_optimizer_are_a_warning() -> None:
+    (hit,) = hits(anew())
+    assert hit.severity is Severity.WARNING
+    assert (hit.first_step, hit.last_step, hit.evidence["times"]) == (30, 90, 3)
+    assert "they were made anew" in hit.message and "out of the loop over epochs" in hit.remedy.text
+
+
+def test_weights_that_are_made_anew_together_with_the_optimizer_are_for_information() -> None:
+    assert hits(anew(ratio=0.004))[0].severity is Severity.INFO
+    assert hits(anew(optimizers=[replace(ADAM, type="SGD")]))[0].severity is Severity.INFO  # whose memory does not show
+
+
+def test_few_or_small_changes_are_none_that_make_weights_anew() -> None:
+    assert not hits(anew(times=2))
+    assert not hits(anew(change=0.8))
