@@ -86,6 +86,10 @@ class DeadUnits(Rule):
     Of a layer of four units, as in a squeeze-and-excitation block, most may be dead by chance: the rule spoke in one of eight
     trainings of such a net, and all learned. Layers of fewer than eight units count only where training stands still.
 
+    A share of dead units says nothing of the outcome before training has had its chance: a net on unscaled brightness had 56 %
+    of a layer dead after 60 steps at a constant prediction's loss, and came to 0.68 of 1.61 in 300. In the first hundred steps
+    only a layer that is dead as a whole is more than an aside.
+
     ## References
 
     L. Lu, Y. Shin, Y. Su, G. Karniadakis, "Dying ReLU and Initialization", 2019. G. Sokar and others, "The Dormant Neuron
@@ -191,7 +195,8 @@ class DeadUnits(Rule):
         names = tuple(dict.fromkeys(found.module for found in dead))
         learns = works(timeline) and not self._silent(timeline)
         works_all_the_same = learns or timeline.several_objectives  # where several play, no loss tells
-        severity = Severity.INFO if works_all_the_same else Severity.WARNING
+        aside = works_all_the_same or timeline.step_count < self.patience  # so early the rest may yet do
+        severity = Severity.INFO if aside else Severity.WARNING
         if whole:
             severity = Severity.WARNING if works_all_the_same else Severity.CRITICAL
         worst = max(dead, key=lambda found: found.share)

@@ -66,7 +66,8 @@ class LossDivergence(Rule):
     Value learning whose targets grow by a hundredfold while it works (DQN), and weights that a schedule raises by as much.
     Where there is one loss function and the graph tells its weight, all losses and gradients are compared as if they had
     had the last one all along: a loss that counts a thousand times as much from a step on has not risen. A loss written by
-    hand, and one of several that are added, cannot be told apart from a rise.
+    hand, and one of several that are added, cannot be told apart from a rise. Losses of policies lie about zero and say little:
+    one that scattered by 0.03 about levels of -0.027 and -0.004 had learned, so a rise has to exceed three times the scatter.
 
     ## References
 
@@ -85,6 +86,7 @@ class LossDivergence(Rule):
     least_losses: int = 15  # in all; two where the loss is no longer finite
     late_window: int = 50  # losses whose median is a level
     given_back: float = 0.5  # of what had been gained
+    beyond: float = 3.0  # times the median distance of the best losses from their level, which a rise has to exceed
     gradient_rise: float = 2.0  # of the gradient norm since the best losses
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
@@ -123,6 +125,9 @@ class LossDivergence(Rule):
         best = int(np.argmin(levels[:-1]))
         low, now, first = float(levels[best]), float(levels[-1]), timeline.first_loss
         if not (first > low and now > low + self.given_back * max(first - low, abs(low))):
+            return None
+        scatter = median_of(np.abs(blocks[best] - low))
+        if now <= low + self.beyond * scatter:
             return None
         norms = self._norms(timeline)[-count * width :].reshape(count, width)
         if not median_of(norms[-1]) > self.gradient_rise * median_of(norms[best]):

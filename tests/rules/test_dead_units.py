@@ -44,11 +44,16 @@ def first(units: int) -> int:
 
 
 def test_a_layer_with_most_units_dead_is_named() -> None:
-    (hit,) = run(first(8))
+    (hit,) = run(first(8), total=100)
     assert hit.modules == ("layers.0",)
     assert (hit.first_step, hit.last_step, hit.severity) == (0, 59, Severity.WARNING)
     assert hit.evidence["share"] == pytest.approx(0.75)
     assert "['layers.0']" in (hit.remedy.code or "")
+
+
+def test_in_the_first_hundred_steps_some_dead_units_are_an_aside_and_a_dead_layer_is_not() -> None:
+    (some,), (all_of_it,) = run(first(8), total=99), run(0, columns={"weight_gradient.norm": 0.0}, total=99)
+    assert (some.severity, all_of_it.severity) == (Severity.INFO, Severity.CRITICAL)
 
 
 def test_boundary_of_the_share() -> None:
@@ -119,7 +124,7 @@ def test_units_that_wake_now_and_then_count_where_the_output_hardly_varies() -> 
 
 
 def test_dead_units_are_a_warning_where_the_output_hardly_varies_though_the_loss_falls() -> None:
-    more: dict[str, Any] = {"pulses": {}, "wiring": one_loss()}
+    more: dict[str, Any] = {"pulses": {}, "wiring": one_loss(), "total": 120}
     silent = {**regressed(), "loss.input_signal": 0.05}
     assert run(first(4), columns=silent, **more)[0].severity is Severity.WARNING
     assert run(first(4), columns=silent | {"loss.input_signal": 0.5}, **more)[0].severity is Severity.INFO

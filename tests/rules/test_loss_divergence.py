@@ -82,6 +82,14 @@ def test_going_back_late_with_growing_gradients_is_a_warning() -> None:
     assert 200 <= hit.first_step <= 204
 
 
+def test_a_rise_within_the_scatter_of_the_losses_is_none() -> None:
+    def policy(scatter: float) -> Any:
+        return lambda step: (0.02 if step < 50 else -0.027 if step < 200 else 0.01) + scatter * (-1) ** step
+
+    grown = {"total": 300, "gradient": lambda step: 1.0 if step < 200 else 5.0}
+    assert hits(run(policy(0.005), **grown)) and not hits(run(policy(0.03), **grown))
+
+
 def test_going_back_late_with_the_same_gradients_is_not_meant() -> None:
     assert not hits(run(_late, total=300))
 

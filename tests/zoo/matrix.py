@@ -95,8 +95,8 @@ def _summary(cadences: dict[str, list[Result]]) -> list[str]:
 def _hands(cadences: dict[str, list[Result]]) -> list[str]:
     """What the figures are worth: those who wrote rules and programs by the same hand flatter themselves."""
     lines = ["## By who wrote the programs", ""]
-    lines += ["Those that were written blind, without knowing the rules, judged them once; then the rules learned from them, and"]
-    lines += ["this page is of what is named since. What new programs will find is what they found at first.", ""]
+    lines += ["Those that were written blind, without knowing the rules, judged them once; then the rules learned from them,"]
+    lines += ["and this page is of what is named since. What new programs will find is what they found at first.", ""]
     lines += ["| programs | cadence | right on top | in any place | another on top | alarms where nothing is wrong |"]
     lines += ["| --- | --- | --- | --- | --- | --- |"]
     for hand in HANDS:
