@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from configparser import ConfigParser
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path
@@ -64,7 +65,16 @@ def environment(request: pytest.FixtureRequest, tree: Path, built: Path, tmp_pat
 
 def test_the_wheel_holds_every_module_and_the_marker_of_its_types(built: Path) -> None:
     packed = {name for name in zipfile.ZipFile(_one(built, "*.whl")).namelist() if ".dist-info/" not in name}
-    assert packed == {*_modules(), "gradscope/py.typed"}
+    assert packed == {*_modules(), *_page(), "gradscope/py.typed"}
+
+
+def test_the_wheel_announces_command_and_tab(built: Path) -> None:
+    wheel = zipfile.ZipFile(_one(built, "*.whl"))
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt"))
+    announced = ConfigParser()
+    announced.read_string(wheel.read(name).decode())
+    assert dict(announced["tensorboard_plugins"]) == {"gradscope": "gradscope.tensorboard.loader:Loader"}
+    assert dict(announced["console_scripts"]) == {"gradscope": "gradscope.cli:main"}
 
 
 def test_the_sdist_holds_what_it_takes_to_build_and_no_tests(built: Path) -> None:
@@ -99,6 +109,11 @@ def test_what_is_installed_is_what_runs_and_importing_it_leaves_torch_alone(envi
 
 def _modules() -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in (ROOT / "gradscope").rglob("*.py")}
+
+
+def _page() -> set[str]:
+    files = (ROOT / "gradscope" / "tensorboard" / "page").rglob("*")
+    return {path.relative_to(ROOT).as_posix() for path in files if path.is_file()}
 
 
 def _copy(source: Path, target: Path) -> None:

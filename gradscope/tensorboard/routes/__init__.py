@@ -1,0 +1,1 @@
+"""One module for each route of docs/http_api.md."""
