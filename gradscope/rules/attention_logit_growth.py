@@ -10,7 +10,6 @@ from typing import final
 import numpy as np
 
 from gradscope.depth import plain
-from gradscope.depth import step_sizes
 from gradscope.evidence import before_onset
 from gradscope.evidence import stalled
 from gradscope.evidence import works
@@ -20,7 +19,6 @@ from gradscope.records import Remedy
 from gradscope.records import Severity
 from gradscope.rule import Rule
 from gradscope.timeline import Timeline
-from gradscope.trends import median_of
 
 
 @final
@@ -43,9 +41,7 @@ class AttentionLogitGrowth(Rule):
 
     ## How it is told apart
 
-    - Where steps are too long all weights grow at once; `lr-too-high` then explains this. Where the median matrix moved by more
-      than 3 % a step up to the first logit above 50, this is no proof of the attention: a rate that climbed to eighty times
-      what it was to be moved it by 4 to 5 % (two seeds).
+    - Where steps are too long all weights grow at once, within a few steps; `lr-too-high` then explains this.
     - Heads that attend sharply do so with logits of 10 to 30.
     - Where training works, logits above 50 are for information; it takes 100 and growth to make them a warning.
 
@@ -84,7 +80,6 @@ class AttentionLogitGrowth(Rule):
     alarming: float = 100.0  # above which a training that works gets a warning, where they grow
     growing: float = 2.0  # times the smallest reading
     soaring: float = 10.0  # times the largest reading before, from which a single one counts that is above that
-    ordinary: float = 0.03  # median update ratio up to where they grew, above which all weights' steps are too long
     readings: int = 2  # the last ones
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
@@ -126,12 +121,8 @@ class AttentionLogitGrowth(Rule):
             ),
             remedy=_remedy(timeline, list(dict.fromkeys(names))),
             severity=self._severity(timeline, float(values[-1]), grows),
-            strength=3.0 if (grows and not self._all_grow(timeline, first)) or self._stuck(timeline, values) else 1.0,
+            strength=3.0 if grows or self._stuck(timeline, values) else 1.0,
         )
-
-    def _all_grow(self, timeline: Timeline, step: int) -> bool:
-        """Whether the steps up to this one were too long in the median matrix, so that it is not the attention's own growth."""
-        return median_of(step_sizes(timeline)[timeline.steps <= step]) > self.ordinary
 
     def _stuck(self, timeline: Timeline, values: np.ndarray) -> bool:
         """Whether the logits were alarming in all readings, and training has led nowhere meanwhile."""

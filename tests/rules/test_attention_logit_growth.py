@@ -31,7 +31,7 @@ def hits(timeline: Timeline) -> list[Hit]:
 
 
 def run(logit: Any, *, net: Net = FUSED, site: str = "block.qkv", pulses: Any = STUCK, **more: Any) -> list[Hit]:
-    columns = {"attention.logit_max": {site: lambda step: logit(step) if step in READ else math.nan}, **more.pop("columns", {})}
+    columns = {"attention.logit_max": {site: lambda step: logit(step) if step in READ else math.nan}}
     return hits(build(net + SMALL, columns=columns, attentions=(site, "other"), pulses=pulses, **more))
 
 
@@ -117,8 +117,3 @@ def test_logits_that_are_alarming_from_the_start_are_sure_where_training_stands_
     assert (strength(400.0), strength(400.0, total=90)) == (3.0, 1.0)
     assert strength(80.0) == 1.0
     assert strength(400.0, pulses={}) == 1.0  # it learns
-
-
-def test_logits_that_grow_as_all_weights_do_prove_nothing_of_the_attention() -> None:
-    assert run(growing)[0].strength == 3.0
-    assert run(growing, columns={"update.ratio": 0.05})[0].strength == 1.0

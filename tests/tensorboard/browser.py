@@ -13,6 +13,7 @@ import pytest
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is missing: install gradscope-torch[test]")
 expect = playwright.expect
+expect.set_options(timeout=20_000)  # a busy machine draws late
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 SIZE = {"width": 1440, "height": 1000}

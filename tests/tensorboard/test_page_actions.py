@@ -73,6 +73,7 @@ def test_groups_fold_by_pointer_and_by_keyboard(tab):
     tree.press("ArrowLeft")
     expect(rows).to_have_count(1)
     tree.press("ArrowRight")
+    expect(rows).to_have_count(before - 3)
     tree.press("ArrowDown")
     tree.press("Enter")
     expect(rows).to_have_count(before)
@@ -164,8 +165,9 @@ def test_the_profile_gives_its_slopes(tab):
 
 
 def test_numbers_are_there_as_a_table(tab):
-    tab.page.get_by_text("Numbers around the chosen step").click()
     heat(tab).click(position=spot(tab, row=3, step=10))
+    expect(tab.page.locator(".step-number")).to_have_text("step 10")
+    tab.page.get_by_text("Numbers around the chosen step").click()
     table = tab.page.get_by_role("table")
     expect(table.get_by_role("columnheader").nth(4)).to_have_text("step 10")
     expect(table.get_by_role("row", name="blocks.0.act").get_by_role("cell").first).to_have_text("0.5623413")
