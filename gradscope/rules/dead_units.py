@@ -147,11 +147,11 @@ class DeadUnits(Rule):
         share = 1 - _active(low[known[-window:], site], high[known[-window:], site]) / (2 * HALF)
         if len(known) >= least and share > self.most_share:
             return _Dead(module, share, self._since(known, site, low, high), layer)
+        if window != self.window or timeline.step_count < self.patience or not self._silent(timeline):
+            return None
         recent = known[-self.whole_frames :]
         idle = 1 - median_of((_bits_set(low[recent, site]) + _bits_set(high[recent, site])) / (2 * HALF))
-        rarely = idle > self.most_idle and window == self.window and timeline.step_count >= self.patience
-        rarely = rarely and self._silent(timeline)
-        return _Dead(module, idle, int(recent[0]), layer, rarely=True) if rarely else None
+        return _Dead(module, idle, int(recent[0]), layer, rarely=True) if idle > self.most_idle else None
 
     def _stands_still(self, timeline: Timeline) -> bool:
         """Whether a hundred steps have led nowhere: of a few units most may be dead by chance, and the rest will do."""
