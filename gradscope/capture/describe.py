@@ -16,9 +16,9 @@ from torch.optim.optimizer import Optimizer
 from gradscope.capture.graph import Graph
 from gradscope.capture.losses import read_broadcasts
 from gradscope.capture.losses import read_losses
-from gradscope.capture.modules import Slot
 from gradscope.capture.roles import describe_modules
 from gradscope.capture.roles import describe_parameters
+from gradscope.capture.slots import Slot
 from gradscope.capture.strays import Strays
 from gradscope.capture.transfer import number_at_hand
 from gradscope.records import LossInfo

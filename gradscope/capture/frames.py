@@ -15,10 +15,10 @@ from gradscope.capture.arena import TENSOR_STATISTICS
 from gradscope.capture.arena import Arena
 from gradscope.capture.instruments.panel import Panel
 from gradscope.capture.modules import ModuleProbe
-from gradscope.capture.modules import Slot
 from gradscope.capture.parameter_tables import columns as parameter_columns
 from gradscope.capture.parameters import ParameterProbe
 from gradscope.capture.pulses import is_loss_scale
+from gradscope.capture.slots import Slot
 from gradscope.capture.transfer import Mailbox
 from gradscope.records import HISTOGRAM_BINS
 from gradscope.records import STATISTICS

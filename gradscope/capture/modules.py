@@ -11,7 +11,6 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -24,7 +23,6 @@ from gradscope.capture.arena import Arena
 from gradscope.capture.hooks import ForwardHooks
 from gradscope.capture.outputs import axes_of
 from gradscope.capture.outputs import can_be_sampled
-from gradscope.capture.outputs import is_wrapped
 from gradscope.capture.outputs import largest
 from gradscope.capture.outputs import leaves
 from gradscope.capture.roles import role_of
@@ -32,6 +30,8 @@ from gradscope.capture.sampling import SAMPLES
 from gradscope.capture.sampling import Axes
 from gradscope.capture.sampling import Block
 from gradscope.capture.sampling import block
+from gradscope.capture.slots import Slot
+from gradscope.capture.slots import Watched
 from gradscope.records import Site
 
 MOST_CALLS = 4  # calls of one module in one forward pass that get sites of their own; later ones are not sampled
@@ -42,59 +42,8 @@ MOST_BLOCKS = 4096  # cached sets of offsets; sequence lengths that vary without
 # Bound once: between two operations of a training every name that is looked up costs a miss of the caches.
 _current_graph_task_id = torch._C._current_graph_task_id
 _set_grad_enabled = torch._C._set_grad_enabled
-_strided = torch.strided
 _weak = weakref.ref
 _last_dimension = frozenset({"linear", "embedding", "recurrent", "attention"})
-
-
-@final
-@dataclass(slots=True)
-class _Watched:
-    """A module that is watched, and where its calls stand in this forward pass."""
-
-    module: weakref.ref[torch.nn.Module]
-    path: str
-    role: str
-    batch_axis: int
-    place: int  # among the model's modules, in the order of their definition
-    sites: list[Slot]  # one for each call
-    first: Slot | None  # of them
-    generation: int = -1
-    calls: int = 0
-
-
-@final
-class Slot:
-    """A site's rows: one for the output, one for its gradient; which device they lie on shows at the first call."""
-
-    __slots__ = ("_block", "_device", "_stride", "axes", "backward", "dtype", "forward", "generation", "node", "place", "role",
-                 "shape", "site")  # fmt: skip
-
-    def __init__(self, site: Site, role: str, place: int) -> None:
-        self.site = site
-        self.role = role
-        self.place = place  # of its module, in the order of definition
-        self.forward: tuple[Arena, int] | None = None
-        self.backward: tuple[Arena, int] | None = None
-        self.axes = Axes(None, None)  # of the output
-        self.shape: torch.Size | None = None  # of the last output that was sampled, and for which the block was made
-        self.dtype: torch.dtype | None = None
-        self._stride: tuple[int, ...] = ()
-        self._device: torch.device | None = None
-        self._block: Block | None = None
-        self.generation = -1  # of the forward pass whose output lies in the row
-        self.node = -1  # sequence number of the autograd node that made the output, on steps whose graph is read
-
-    def remember(self, tensor: torch.Tensor, block: Block) -> None:
-        self.shape, self._stride, self.dtype, self._device = tensor.shape, tensor.stride(), tensor.dtype, tensor.device
-        self._block = block
-
-    def block_of(self, tensor: torch.Tensor) -> Block | None:
-        """The elements of a tensor that is like the last one, and can then be sampled: asked at every call, and cheap."""
-        if type(tensor) is not torch.Tensor or tensor.layout is not _strided or is_wrapped(tensor):
-            return None
-        alike = tensor.shape == self.shape and tensor.stride() == self._stride and tensor.dtype is self.dtype
-        return self._block if alike and tensor.device == self._device else None
 
 
 @final
@@ -116,7 +65,7 @@ class ModuleProbe:
         self._guard = guard  # called from an except clause: reports the failure and ends the watching
         self._hooks = hooks
         self._root = weakref.ref(model)
-        self._watched: dict[int, _Watched] = {}
+        self._watched: dict[int, Watched] = {}
         self._blocks: dict[tuple[Any, ...], Block] = {}
         self._unit_axes: dict[tuple[int, ...], int] = {}  # by shape, as modules that declare theirs have shown
         self._forward_arenas: dict[torch.device, Arena] = {}
@@ -149,7 +98,7 @@ class ModuleProbe:
             if path and self._left_out(path):
                 continue
             slots = known[path].sites if path in known else []
-            watched = _Watched(
+            watched = Watched(
                 weakref.ref(module), path, role_of(module), _batch_axis(module), place, slots, slots[0] if slots else None
             )
             self._watched[id(module)] = watched
@@ -197,7 +146,7 @@ class ModuleProbe:
 
     # -- hooks
 
-    def _after_forward(self, watched: _Watched, module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _after_forward(self, watched: Watched, module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """What most calls need stands here in one piece. Between two operations of a training, each function entered and each
         object touched has to come back to the caches first, and takes three times as long as in a loop.
         """
@@ -225,7 +174,7 @@ class ModuleProbe:
         if watched.path == "":
             self._end_pass(args, kwargs)
 
-    def _hear(self, watched: _Watched, args: Any, kwargs: Any, output: Any) -> None:
+    def _hear(self, watched: Watched, args: Any, kwargs: Any, output: Any) -> None:
         """The same, whatever the call is like."""
         if not is_grad_enabled():
             if self.reading_graph:
@@ -252,14 +201,14 @@ class ModuleProbe:
         self._take_inputs(args, kwargs)
         self._generation += 1
 
-    def _note_ungraded(self, watched: _Watched, output: Any) -> None:
+    def _note_ungraded(self, watched: Watched, output: Any) -> None:
         if watched.path == "":
             self._ungraded = {}  # a whole pass without gradients is a validation, or another's target
         elif isinstance(output, torch.Tensor):
             self._ungraded[watched.path] = None
             self._ungraded_last = weakref.ref(output)
 
-    def _note_cut(self, watched: _Watched, args: Any) -> None:
+    def _note_cut(self, watched: Watched, args: Any) -> None:
         """The first module with gradients after some without: whether it took what these put out.
 
         A reentrant checkpoint runs without gradients too, but what it puts out has a gradient.
@@ -270,7 +219,7 @@ class ModuleProbe:
             if last is not None and (taken is last or whole is last) and not taken.requires_grad:
                 self.cuts.update(dict.fromkeys(ran, watched.path))
 
-    def _take(self, watched: _Watched, tensor: torch.Tensor, recompute: bool) -> None:
+    def _take(self, watched: Watched, tensor: torch.Tensor, recompute: bool) -> None:
         call = watched.calls
         slot = watched.sites[call] if call < len(watched.sites) else None
         block = slot.block_of(tensor) if slot is not None else None
@@ -298,7 +247,7 @@ class ModuleProbe:
             slot.node = node._sequence_nr()
         _hang(tensor, node, _GradientHook(self, slot, self._generation))
 
-    def _slot(self, watched: _Watched, call: int, recompute: bool) -> Slot:
+    def _slot(self, watched: Watched, call: int, recompute: bool) -> Slot:
         if call < len(watched.sites):
             return watched.sites[call]
         slot = Slot(Site(watched.path, call), watched.role, watched.place)
@@ -363,7 +312,7 @@ class ModuleProbe:
 
     # -- which elements
 
-    def _learn(self, slot: Slot, watched: _Watched, tensor: torch.Tensor) -> Block:
+    def _learn(self, slot: Slot, watched: Watched, tensor: torch.Tensor) -> Block:
         """The block of an output whose layout is not that of the slot's last one; the slot remembers it."""
         shape = tuple(tensor.shape)
         if watched.role in _last_dimension:

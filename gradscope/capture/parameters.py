@@ -346,11 +346,9 @@ def _norms_of(parameters: Sequence[torch.Tensor]) -> _Norms:
     there = [(id(p), g) for p in parameters if (g := p.grad) is not None]
     if not there:
         return _NONE
-    try:
-        norms = _norms([g for _, g in there])
-    except (RuntimeError, NotImplementedError):  # of gradients that are sparse or no floating-point numbers there are none
+    if {(g.layout, g.is_floating_point()) for _, g in there} != _PLAIN:
         there = [(key, dense) for key, g in there if (dense := _dense(g)) is not None]
-        norms = _norms([g for _, g in there])
+    norms = _norms([g for _, g in there])
     return _Norms(tuple([key for key, _ in there]), norms, _together(norms))
 
 
@@ -385,4 +383,5 @@ def _can_be_tracked(parameter: torch.nn.Parameter) -> bool:
     return parameter.is_floating_point() and parameter.layout is torch.strided and parameter.numel() > 0
 
 
+_PLAIN = {(torch.strided, True)}  # layout, and whether of floating-point numbers, of gradients whose norm is taken as they are
 _NONE = _Norms((), (), _together(()))

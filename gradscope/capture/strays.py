@@ -15,7 +15,7 @@ from typing import final
 import torch
 
 from gradscope.capture.graph import Graph
-from gradscope.capture.modules import Slot
+from gradscope.capture.slots import Slot
 from gradscope.records import Stray
 
 MOST_STRAYS = 32  # that are told of
