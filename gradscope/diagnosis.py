@@ -15,11 +15,11 @@ import numpy as np
 
 from gradscope.records import Finding
 from gradscope.records import Hit
-from gradscope.records import ProfileRow
-from gradscope.records import RunReport
 from gradscope.records import Severity
 from gradscope.rule import Rule
 from gradscope.rule import all_rules
+from gradscope.run_report import ProfileRow
+from gradscope.run_report import RunReport
 from gradscope.timeline import Timeline
 
 UNKNOWN_STRENGTH = 2.0  # what "none of the causes" weighs against them

@@ -12,8 +12,8 @@ from gradscope.logdir.runs import LogdirError
 from gradscope.logdir.runs import RunDirectory
 from gradscope.logdir.runs import find_runs
 from gradscope.logdir.runs import read_run
-from gradscope.records import RunReport
 from gradscope.report import Report
+from gradscope.run_report import RunReport
 from gradscope.timeline import Timeline
 
 MOST_NAMED = 10  # runs that a message lists

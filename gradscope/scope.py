@@ -33,9 +33,9 @@ from gradscope.live import run_directory
 from gradscope.records import Finding
 from gradscope.records import Frame
 from gradscope.records import RunInfo
-from gradscope.records import RunReport
 from gradscope.report import Report
 from gradscope.report import markdown
+from gradscope.run_report import RunReport
 from gradscope.timeline import Timeline
 from gradscope.version import __version__
 

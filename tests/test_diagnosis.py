@@ -19,10 +19,10 @@ from gradscope.diagnosis import chosen
 from gradscope.diagnosis import diagnose
 from gradscope.records import Hit
 from gradscope.records import Remedy
-from gradscope.records import RunReport
 from gradscope.records import Severity
 from gradscope.rule import Rule
 from gradscope.rule import all_rules
+from gradscope.run_report import RunReport
 from gradscope.timeline import Timeline
 from tests.timelines import SMALL
 from tests.timelines import build

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Collection
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
@@ -17,6 +18,7 @@ from typing import final
 import torch
 from torch.optim.optimizer import Optimizer
 
+from gradscope.capture.light import LightSteps
 from gradscope.capture.pulses import QuietStep
 from gradscope.capture.pulses import kept_loss
 from gradscope.capture.steps import LOOP
@@ -30,6 +32,8 @@ MOST_SECONDS = 0.5  # what a stretch may hold back from the record
 class Stretch:
     """What a stretch of quiet steps keeps to."""
 
+    first: int  # the number of its first step
+    stepped: Collection[str]  # the parameters that the optimizer holds
     sampled: bool  # whether each of its steps is a light sampled one
     most: int  # steps that it may have
     norm_in: int  # steps of it before the first whose gradient norm is taken
@@ -40,15 +44,6 @@ class Stretch:
 
 class Sleeper(Listener, Protocol):
     """The watch whose place is taken."""
-
-    def still_fits(self) -> bool:
-        """Whether the parameters are where they were when the stretch began; asked where steps are sampled."""
-
-    def quiet_norm(self, optimizer: Optimizer) -> torch.Tensor | float | None:
-        """The norm of the gradients that the optimizer is about to step with; a sampled step takes the weights, too."""
-
-    def end_sample(self) -> float:
-        """A sampled step has ended; the seconds that hooks took of it."""
 
     def wake(self, steps: list[QuietStep], pending: torch.Tensor | float | None, *, between: bool) -> None:
         """Listen again, ``between`` two steps or amid one. ``steps`` have ended meanwhile; ``pending`` is the loss of one that
@@ -63,8 +58,11 @@ class QuietSteps:
     At the end of the stretch, and at once where anything else happens, the watch is woken and told.
     """
 
-    def __init__(self, watch: Sleeper, optimizer: Optimizer, stretch: Stretch, *, last_end: float, own: float) -> None:
+    def __init__(
+        self, watch: Sleeper, light: LightSteps, optimizer: Optimizer, stretch: Stretch, *, last_end: float, own: float
+    ) -> None:
         self._watch = watch
+        self._light = light
         self._optimizer = weakref.ref(optimizer)
         self._groups = len(optimizer.param_groups)
         self._stretch = stretch
@@ -102,11 +100,11 @@ class QuietSteps:
         if not due or self._pending is None or self._optimizer() is not optimizer:
             return
         started = perf_counter()
-        if self._stretch.sampled and not self._watch.still_fits():
+        if self._stretch.sampled and not self._light.still_fits():
             self.end()
             self._watch.before_step(optimizer)
             return
-        self._norm = self._watch.quiet_norm(optimizer)
+        self._norm = self._light.norm(optimizer, self._stretch.first + len(self._steps))
         self._norm_at = len(self._steps) + self._stretch.norm_every
         self._own += perf_counter() - started
 
@@ -123,7 +121,7 @@ class QuietSteps:
         rate = rate if type(rate) is float else rate_of(optimizer)
         norm, self._norm = self._norm, None
         if self._stretch.sampled:
-            self._own += self._watch.end_sample()
+            self._own += self._light.end_sample(self._stretch.first + len(self._steps), self._stretch.stepped)
         now = perf_counter()
         steps = self._steps
         steps.append(QuietStep(loss, norm, rate, now - self._last_end, self._own + now - started))

@@ -20,6 +20,7 @@ from gradscope.capture.graph import reaches
 from gradscope.capture.holdings import Holdings
 from gradscope.capture.holdings import tensors_of
 from gradscope.capture.hooks import ForwardHooks
+from gradscope.capture.light import LightSteps
 from gradscope.capture.modules import ModuleProbe
 from gradscope.capture.norms import GlobalNorm
 from gradscope.capture.pulses import PulseMaker
@@ -75,8 +76,8 @@ class Watch:
         self._blackbox = BlackBox(model, self._modules, self._put_down)
         self._books = Books(self._pulses, self._governor)
         self._norms = GlobalNorm(self._holdings, self._governor, self._blackbox)
+        self._light = LightSteps(self._holdings, self._norms, self._sampled, guard)
         self._quiet: QuietSteps | None = None  # who listens in our place
-        self._sleeps_for: tuple[str, ...] = ()  # the parameters of the optimizer that steps meanwhile
         self._was_plain = False  # whether the last step had one backward call, with no loss scale
         self._urgent = False  # whether the step's end is to be on the disk at once
         self._attentive = True  # whether this step is sampled, or its gradient norm taken
@@ -228,38 +229,10 @@ class Watch:
         plain = LOOP.has_one_listener and not self.info.shared_process and len(self.info.optimizers) == 1
         if most > 1 and plain and not (self._stopped or self._urgent) and self._was_plain:
             norm_in, norm_every = self._governor.norm_in(step), self._governor.norm_every
-            stretch = Stretch(sampled, most, norm_in, norm_every, *self._pulses.limits)
-            self._sleeps_for = self._holdings.names(optimizer)
+            stretch = Stretch(step, self._holdings.names(optimizer), sampled, most, norm_in, norm_every, *self._pulses.limits)
             own, self._own_seconds = self._own_seconds, 0.0
-            self._quiet = QuietSteps(self, optimizer, stretch, last_end=self._last_end, own=own)
+            self._quiet = QuietSteps(self, self._light, optimizer, stretch, last_end=self._last_end, own=own)
             LOOP.lull(self._quiet)
-
-    def quiet_norm(self, optimizer: Optimizer) -> torch.Tensor | float | None:
-        """The norm of the gradients of a quiet step."""
-        try:
-            norm = self._norms.of(tensors_of(optimizer), self.step, sampled=self._sampled.on)
-            if self._sampled.on:
-                self._sampled.take_before(thorough=False)
-        except Exception:
-            self._guard()
-            return None
-        return norm
-
-    def still_fits(self) -> bool:
-        """Whether the parameters are where they were."""
-        try:
-            return not self._holdings.have_changed(thorough=False)
-        except Exception:
-            self._guard()
-            return True
-
-    def end_sample(self) -> float:
-        """A sampled step has ended, and the next begins; the seconds that hooks took of it."""
-        try:
-            return self._sampled.end_light(self.step, self._sleeps_for)
-        except Exception:
-            self._guard()
-            return 0.0
 
     # -- steps
 

@@ -13,7 +13,6 @@ from gradscope import replay
 from gradscope.cli import _output
 from gradscope.diagnosis import UnknownRule
 from gradscope.logdir.runs import LogdirError
-from gradscope.records import RunReport
 from gradscope.records import Severity
 from gradscope.report import Report
 from gradscope.report import jsonreport
@@ -21,6 +20,7 @@ from gradscope.report import markdown
 from gradscope.report import text
 from gradscope.report.cleaning import one_line
 from gradscope.report.glyphs import glyphs_for
+from gradscope.run_report import RunReport
 
 FORMATS: Mapping[str, Callable[[Sequence[RunReport]], str]] = {
     "text": text.render,

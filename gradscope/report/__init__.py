@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gradscope.records import Finding
-from gradscope.records import RunReport
 from gradscope.records import Severity
 from gradscope.report import text
 from gradscope.report.cleaning import one_line
+from gradscope.run_report import RunReport
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from gradscope.records import Finding
-from gradscope.records import ProfileRow
-from gradscope.records import RunReport
+from gradscope.run_report import ProfileRow
+from gradscope.run_report import RunReport
 
 # Control, format (also those that turn the direction of writing), surrogate, and separators of lines and paragraphs.
 _UNWANTED = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.records import Finding
-from gradscope.records import RunReport
+from gradscope.run_report import RunReport
 
 SCHEMA = "gradscope.report/1"
 

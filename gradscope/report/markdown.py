@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 
 from gradscope.records import Finding
-from gradscope.records import ProfileRow
-from gradscope.records import RunReport
 from gradscope.report import words
 from gradscope.report.cleaning import cleaned
 from gradscope.report.glyphs import UNICODE
 from gradscope.report.profile import Gap
 from gradscope.report.profile import Scale
 from gradscope.report.profile import shown
+from gradscope.run_report import ProfileRow
+from gradscope.run_report import RunReport
 
 BAR_CELLS = 8
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gradscope.records import ProfileRow
 from gradscope.report.glyphs import Glyphs
+from gradscope.run_report import ProfileRow
 
 LEAST_DECADES = 4.0  # a full bar stands for at least so many, so that layers of one scale look alike
 MOST_ROWS = 16

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gradscope.records import Finding
-from gradscope.records import ProfileRow
-from gradscope.records import RunReport
 from gradscope.records import Severity
 from gradscope.report import words
 from gradscope.report.cleaning import cleaned
@@ -22,6 +20,8 @@ from gradscope.report.profile import shown
 from gradscope.report.rich_parts import Text
 from gradscope.report.rich_parts import cell_len
 from gradscope.report.rich_parts import set_cell_size
+from gradscope.run_report import ProfileRow
+from gradscope.run_report import RunReport
 
 WIDTH = 100
 LEAST_WIDTH = 60

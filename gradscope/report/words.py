@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 
 from gradscope.records import Finding
-from gradscope.records import RunReport
 from gradscope.records import Severity
+from gradscope.run_report import RunReport
 
 _TOO_SHORT = re.compile(r"needs (\d+) steps, the run has (\d+)")
 

@@ -19,8 +19,8 @@ from gradscope.memory.history import History
 from gradscope.memory.layout import Layout
 from gradscope.records import Array
 from gradscope.records import Frame
-from gradscope.records import RunReport
 from gradscope.rule import Rule
+from gradscope.run_report import RunReport
 from gradscope.tensorboard.parts import Part
 from gradscope.tensorboard.shelf import Shelf
 from gradscope.tensorboard.view import View

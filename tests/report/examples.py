@@ -6,11 +6,11 @@ import math
 from dataclasses import replace
 
 from gradscope.records import Finding
-from gradscope.records import ProfileRow
 from gradscope.records import Remedy
 from gradscope.records import RunInfo
-from gradscope.records import RunReport
 from gradscope.records import Severity
+from gradscope.run_report import ProfileRow
+from gradscope.run_report import RunReport
 
 RATE = Finding(
     rule="lr-too-high",

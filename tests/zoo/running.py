@@ -22,8 +22,8 @@ from gradscope.logdir.runs import RecordedRun
 from gradscope.logdir.runs import find_runs
 from gradscope.logdir.runs import read_run
 from gradscope.records import Finding
-from gradscope.records import RunReport
 from gradscope.records import Severity
+from gradscope.run_report import RunReport
 from gradscope.timeline import Timeline
 from tests.zoo.program import Fault
 from tests.zoo.program import Outcome

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from gradscope.records import RunReport
+from gradscope.run_report import RunReport
 from tests.zoo.program import Fault
 from tests.zoo.program import Outcome
 from tests.zoo.proving import SEED

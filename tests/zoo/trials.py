@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gradscope.records import RunReport
+from gradscope.run_report import RunReport
 from tests.zoo.proving import TREATED
 
 

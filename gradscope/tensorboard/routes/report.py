@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from gradscope.records import Finding
-from gradscope.records import RunReport
 from gradscope.report import words
 from gradscope.report.cleaning import cleaned
 from gradscope.report.cleaning import one_line
+from gradscope.run_report import RunReport
 from gradscope.tensorboard.judging import Judgement
 from gradscope.tensorboard.replies import Reply
 from gradscope.tensorboard.replies import as_json
