@@ -13,11 +13,13 @@ from gradscope.capture.sampling import MOST_BATCH
 from gradscope.capture.sampling import SAMPLES
 from gradscope.capture.sampling import UNITS
 from gradscope.capture.sampling import Block
+from gradscope.capture.turns import Turn
 from gradscope.records import HISTOGRAM_BINS
 from gradscope.records import HISTOGRAM_LOWEST
 
 _ONE = (1,)
 _index_select = torch.index_select  # bound once: between two operations every name that is looked up misses the caches
+_float32 = torch.float32
 _SMALLEST = 1e-38  # keeps a row of zeros from dividing by zero
 _TAME = (1e-15, 1e17)  # magnitudes whose squares neither vanish nor overflow in a row's sum
 _CHUNK_ON_CPU = 2**17  # elements: 512 KiB, which stay in the second cache while they are reduced
@@ -29,95 +31,128 @@ TENSOR_STATISTICS = ("mean", "rms", "absmax", "signal", "nonfinite", "zero", "sa
 
 
 @final
-class Arena:
-    """Rows of UNITS x ``samples`` float32 on one device, each with one place or more, so that a few steps can be held back.
+class Cell:
+    """What one row holds at one place."""
 
-    A row is filled by ``gather`` at the place that ``turn_to`` chose last, and stays there until it is filled again.
+    __slots__ = ("batch", "stamp", "view")
+
+    def __init__(self, view: torch.Tensor) -> None:
+        self.view = view  # float32 [elements]
+        self.stamp = -1  # of the turn at which it was filled
+        self.batch = MOST_BATCH
+
+
+@final
+class Row:
+    """One row of an arena. Its cells are the same for as long as it lives."""
+
+    __slots__ = ("_turn", "arena", "cells", "index")
+
+    def __init__(self, arena: Arena, index: int, cells: list[Cell], turn: Turn) -> None:
+        self.arena = arena
+        self.index = index
+        self.cells = cells  # by place
+        self._turn = turn
+
+    @property
+    def is_filled(self) -> bool:
+        """At the place that is being filled."""
+        return self.cells[self._turn.place].stamp == self._turn.stamp
+
+    def gather(self, tensor: torch.Tensor, block: Block) -> None:
+        """Copy the block's elements of a detached strided tensor here: two or three operations, no layout copied."""
+        self.select(tensor.as_strided(block.flat, _ONE), block)
+
+    def select(self, flat: torch.Tensor, block: Block) -> None:
+        """Copy the block's elements of a tensor's flat view here."""
+        turn = self._turn
+        cell = self.cells[turn.place]
+        if flat.dtype is _float32:
+            _index_select(flat, 0, block.index, out=cell.view)
+        else:
+            cell.view.copy_(_index_select(flat, 0, block.index))
+        cell.batch = block.batch
+        cell.stamp = turn.stamp
+
+
+@final
+class Arena:
+    """Rows of UNITS x ``samples`` float32 on one device, each with a cell for every place, so that steps can be held back.
+
+    A cell stays as it is until it is filled again.
     """
 
-    def __init__(self, device: torch.device, *, places: int = 1, samples: int = SAMPLES) -> None:
+    def __init__(self, device: torch.device, turn: Turn, *, samples: int = SAMPLES) -> None:
         self.device = device
         self._elements = samples * UNITS
+        self._turn = turn
         # Has room for more rows than are used.
-        self._memory = torch.zeros(places, 0, self._elements, dtype=torch.float32, device=device)
-        self._views: list[list[torch.Tensor]] = [[] for _ in range(places)]
-        self._grids: dict[int, list[torch.Tensor]] = {}  # by place: the same as GRID
-        self._filled: list[list[bool]] = [[] for _ in range(places)]
-        self._batches: list[list[int]] = [[] for _ in range(places)]
+        self._memory = torch.zeros(len(turn.began), 0, self._elements, dtype=torch.float32, device=device)
+        self._rows: list[Row] = []
+        self._grids: dict[tuple[int, tuple[int, ...]], tuple[list[Cell], list[torch.Tensor]]] = {}  # by place and rows
         self._at_once = (_CHUNK_ON_CPU if device.type == "cpu" else _CHUNK_ELSEWHERE) // self._elements  # rows
         self._work = torch.empty(0, self._elements, dtype=torch.float32, device="cpu")  # on the CPU alone
-        self.turn_to(0)
 
     @property
     def rows(self) -> int:
-        return len(self._views[0])
+        return len(self._rows)
 
-    def turn_to(self, place: int) -> None:
-        """From now on fill this place of each row."""
-        self._row, self.filled, self._batch = self._views[place], self._filled[place], self._batches[place]
-        self.place = range(place, place + 1)
+    @property
+    def place(self) -> range:
+        """The place that is being filled."""
+        return range(self._turn.place, self._turn.place + 1)
 
-    def add_row(self) -> int:
-        """Make room for one more row and return its index."""
+    def add_row(self) -> Row:
+        """Make room for one more row."""
         if self.rows == self._memory.shape[1]:
             self._resize(max(_FEWEST_ROWS, 2 * self.rows))
-        row = self.rows
-        self._grids = {}
-        for place, views in enumerate(self._views):
-            views.append(self._memory[place, row])
-            self._filled[place].append(False)
-            self._batches[place].append(MOST_BATCH)
-        return row
+        cells = [Cell(of_place[self.rows]) for of_place in self._memory]
+        self._rows.append(Row(self, self.rows, cells, self._turn))
+        return self._rows[-1]
 
     def _resize(self, room: int) -> None:
         old, used = self._memory, self.rows
         self._grids = {}
-        self._memory = torch.zeros(len(self._views), room, self._elements, dtype=torch.float32, device=self.device)
+        self._memory = torch.zeros(len(old), room, self._elements, dtype=torch.float32, device=self.device)
         self._memory[:, :used] = old[:, :used]
-        for place, views in enumerate(self._views):
-            views[:] = [self._memory[place, row] for row in range(used)]
-
-    def gather(self, row: int, tensor: torch.Tensor, block: Block) -> None:
-        """Copy the block's elements of a detached strided tensor into a row: two or three operations, no layout copied."""
-        self.select(row, tensor.as_strided(block.flat, _ONE), block)
+        for row in self._rows:
+            for place, cell in enumerate(row.cells):
+                cell.view = self._memory[place, row.index]
 
     def select(self, row: int, flat: torch.Tensor, block: Block) -> None:
         """Copy the block's elements of a tensor's flat view into a row."""
-        if flat.dtype is torch.float32:
-            _index_select(flat, 0, block.index, out=self._row[row])
-        else:
-            self._row[row].copy_(_index_select(flat, 0, block.index))
-        self._batch[row] = block.batch
-        self.filled[row] = True
+        self._rows[row].select(flat, block)
 
-    def copy(self, rows: Sequence[int], views: tuple[torch.Tensor, ...]) -> None:
+    def copy(self, rows: tuple[int, ...], views: tuple[torch.Tensor, ...]) -> None:
         """Copy views of the shape GRID into rows, all in one call."""
-        place = self.place.start
-        grids = self._grids.get(place)
-        if grids is None:
-            grids = self._grids[place] = [view.view(GRID) for view in self._row]
-        torch._foreach_copy_([grids[row] for row in rows], views)
-        for row in rows:
-            self.filled[row] = True
-            self._batch[row] = 1
+        cells, grids = self._grids.get((self._turn.place, rows)) or self._grids_of(rows)
+        torch._foreach_copy_(grids, views)
+        stamp = self._turn.stamp
+        for cell in cells:
+            cell.stamp = stamp
 
-    def clear(self) -> None:
-        """Take the rows for empty, at the place that is being filled."""
-        self.filled[:] = [False] * len(self.filled)
+    def _grids_of(self, rows: tuple[int, ...]) -> tuple[list[Cell], list[torch.Tensor]]:
+        """The cells of these rows at the place that is being filled, and views of them of the shape GRID."""
+        cells = [self._rows[row].cells[self._turn.place] for row in rows]
+        for cell in cells:
+            cell.batch = 1
+        found = self._grids[self._turn.place, rows] = (cells, [cell.view.view(GRID) for cell in cells])
+        return found
 
     def move(self, place: int, to: int) -> None:
         """Bring what one place of the rows holds to another."""
         self._memory[to].copy_(self._memory[place])
-        self._filled[to][:] = self._filled[place]
-        self._batches[to][:] = self._batches[place]
+        for row in self._rows:
+            row.cells[to].stamp, row.cells[to].batch = row.cells[place].stamp, row.cells[place].batch
 
     def filled_at(self, places: range) -> list[list[bool]]:
         """Which rows are filled; [places][rows]."""
-        return [list(self._filled[place]) for place in places]
+        began = self._turn.began
+        return [[row.cells[place].stamp == began[place] for row in self._rows] for place in places]
 
     def held(self, places: range) -> torch.Tensor:
         """The rows at some places that follow one another, place after place: [places x rows, elements]."""
-        if self.rows < self._memory.shape[1] and len(self._views) > 1:
+        if self.rows < self._memory.shape[1] and len(self._memory) > 1:
             self._resize(self.rows)  # else the rows of several places would have to be copied together each time
         return self._memory[places.start : places.stop, : self.rows].reshape(-1, self._elements)
 
@@ -127,7 +162,7 @@ class Arena:
         ``limits`` is [2, rows]: centre and half-width outside of which a value counts as saturated; None where none can.
         """
         held = self.held(places)
-        batch = [size for place in places for size in self._batches[place]]
+        batch = [row.cells[place].batch for place in places for row in self._rows]
         repeated = None if limits is None else limits.repeat(1, len(places))
         parts = []
         for start in range(0, len(held), self._at_once):

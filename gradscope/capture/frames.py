@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from typing import final
 
 import numpy as np
@@ -51,9 +52,8 @@ class _Part:
     filled: list[list[bool]]  # [steps][rows]
 
 
-@dataclass(frozen=True)
-class _HeldStep:
-    """A sampled step whose numbers still lie in the arenas."""
+class _HeldStep(NamedTuple):
+    """A sampled step whose numbers still lie in the arenas. Made at every sampled step."""
 
     step: int
     loss_scale: torch.Tensor | None  # what the loss was multiplied with last, should that be a GradScaler's doing
@@ -145,9 +145,9 @@ class FrameMaker:
         parts: list[_Part] = []
         tensors: list[torch.Tensor] = []
         places = range(steps)
-        for kind, slots, arenas in self._modules.by_kind():
+        for kind, rows, arenas in self._modules.by_kind():
             for arena in arenas:
-                held = [(slot[1], site) for site, slot in enumerate(slots) if slot is not None and slot[0] is arena]
+                held = [(row.index, site) for site, row in enumerate(rows) if row is not None and row.arena is arena]
                 parts.append(_Part(kind, [row for row, _ in held], [site for _, site in held], arena.filled_at(places)))
                 limits = self._limits_of(arena) if kind == "activation" else None
                 tensors.append(arena.statistics(_NAMES[kind], limits, places))
@@ -179,8 +179,8 @@ class FrameMaker:
         limits = [(0.0, float("inf"))] * arena.rows
         for slot in self._modules.slots:
             found = self._saturation(slot)
-            if found is not None and slot.forward is not None and slot.forward[0] is arena:
-                limits[slot.forward[1]] = found
+            if found is not None and slot.forward is not None and slot.forward.arena is arena:
+                limits[slot.forward.index] = found
         return torch.tensor(limits, dtype=torch.float32, device="cpu").T.to(arena.device, non_blocking=True)
 
     def _saturation(self, slot: Slot) -> tuple[float, float] | None:

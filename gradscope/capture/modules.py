@@ -20,6 +20,7 @@ import torch
 from torch import is_grad_enabled
 
 from gradscope.capture.arena import Arena
+from gradscope.capture.arena import Row
 from gradscope.capture.hooks import ForwardHooks
 from gradscope.capture.outputs import axes_of
 from gradscope.capture.outputs import can_be_sampled
@@ -32,6 +33,7 @@ from gradscope.capture.sampling import Block
 from gradscope.capture.sampling import block
 from gradscope.capture.slots import Slot
 from gradscope.capture.slots import Watched
+from gradscope.capture.turns import Turn
 from gradscope.records import Site
 
 MOST_CALLS = 4  # calls of one module in one forward pass that get sites of their own; later ones are not sampled
@@ -62,8 +64,8 @@ class ModuleProbe:
     ) -> None:
         self._include = re.compile(include) if include else None
         self._exclude = re.compile(exclude) if exclude else None
-        self._guard = guard  # called from an except clause: reports the failure and ends the watching
-        self._hooks = hooks
+        self.guard = guard  # called from an except clause: reports the failure and ends the watching
+        self.hooks = hooks
         self._root = weakref.ref(model)
         self._watched: dict[int, Watched] = {}
         self._blocks: dict[tuple[Any, ...], Block] = {}
@@ -71,9 +73,8 @@ class ModuleProbe:
         self._forward_arenas: dict[torch.device, Arena] = {}
         self._backward_arenas: dict[torch.device, Arena] = {}
         self._input_arenas: dict[torch.device, Arena] = {}
-        self._places = places  # steps that may be held back
+        self._turn = Turn(places)  # a place for each step that may be held back
         self._samples = samples_for(sum(1 for _ in model.modules()))  # of each unit
-        self._place = 0  # of the one that is being made
         self._generation = 0
         self.gradient_seen = False  # since the last ``start_step``
         self._last: Callable[[], torch.Tensor | None] = lambda: None
@@ -103,7 +104,7 @@ class ModuleProbe:
             )
             self._watched[id(module)] = watched
         heard = {key: partial(self._after_forward, watched) for key, watched in self._watched.items()}
-        self._hooks.listen(self, after=heard, before={}, light=True)
+        self.hooks.listen(self, after=heard, before={}, light=True)
 
     def _left_out(self, path: str) -> bool:
         missing = self._include is not None and not self._include.search(path)
@@ -119,26 +120,24 @@ class ModuleProbe:
     def start_step(self, place: int) -> None:
         """Forget what the rows hold at this place: the next forward pass is a new step's."""
         self._generation += 1
-        self._place = place
         self.gradient_seen = False
         self._ungraded = {}
         self._given = []
-        for arena in self.arenas():
-            arena.turn_to(place)
-            arena.clear()
+        self._turn.to(place)
 
     def let_go(self, held: int, *, amid: bool) -> None:
         """So many steps were handed on; ``amid`` a step, which goes on at the first place."""
-        self._place = 0
-        for arena in self.arenas() if amid else ():
+        for arena in self._arenas() if amid else ():
             arena.move(held, 0)
-            arena.turn_to(0)
+        if amid:
+            self._turn.moved(held, 0)
+            self._turn.place = 0
 
-    def arenas(self) -> Iterator[Arena]:
+    def _arenas(self) -> Iterator[Arena]:
         for by_device in (self._input_arenas, self._forward_arenas, self._backward_arenas):
             yield from by_device.values()
 
-    def by_kind(self) -> Iterator[tuple[str, list[tuple[Arena, int] | None], list[Arena]]]:
+    def by_kind(self) -> Iterator[tuple[str, list[Row | None], list[Arena]]]:
         """Each kind of site with the rows of its slots, in their order, and the arenas that the rows lie in."""
         yield "input", [slot.forward for slot in self.inputs], list(self._input_arenas.values())
         yield "activation", [slot.forward for slot in self.slots], list(self._forward_arenas.values())
@@ -160,10 +159,9 @@ class ModuleProbe:
             return
         self._last, self._last_version = _weak(output), output._version
         watched.generation, watched.calls, slot.generation = generation, 1, generation
-        arena, row = slot.forward
         _set_grad_enabled(False)  # cheaper than to detach every tensor
         try:
-            arena.gather(row, output, block)
+            slot.forward.gather(output, block)
         finally:
             _set_grad_enabled(True)
         node = output.grad_fn
@@ -231,12 +229,12 @@ class ModuleProbe:
         watched.calls = call + 1
         if slot is None:
             return
-        if recompute and slot.generation >= self._generation - 1 and slot.forward and slot.forward[0].filled[slot.forward[1]]:
+        if recompute and slot.generation >= self._generation - 1 and slot.forward and slot.forward.is_filled:
             return
-        arena, row = slot.forward or self._first_time(slot, tensor)
+        row = slot.forward or self._first_time(slot, tensor)
         _set_grad_enabled(False)  # as gradients are on: cheaper than to detach every tensor
         try:
-            arena.gather(row, tensor, block or self._learn(slot, watched, tensor))
+            row.gather(tensor, block or self._learn(slot, watched, tensor))
         finally:
             _set_grad_enabled(True)
         slot.generation = self._generation
@@ -258,33 +256,21 @@ class ModuleProbe:
         self.slots.insert(next(later, len(self.slots)), slot)
         return slot
 
-    def _first_time(self, slot: Slot, tensor: torch.Tensor) -> tuple[Arena, int]:
+    def _first_time(self, slot: Slot, tensor: torch.Tensor) -> Row:
         slot.forward = self._new_row(self._forward_arenas, tensor.device)
         slot.backward = self._new_row(self._backward_arenas, tensor.device)
         return slot.forward
 
-    def _new_row(self, arenas: dict[torch.device, Arena], device: torch.device) -> tuple[Arena, int]:
+    def _new_row(self, arenas: dict[torch.device, Arena], device: torch.device) -> Row:
         if device not in arenas:
-            arenas[device] = Arena(device, places=self._places, samples=self._samples)
-            arenas[device].turn_to(self._place)
-        return arenas[device], arenas[device].add_row()
+            arenas[device] = Arena(device, self._turn, samples=self._samples)
+        return arenas[device].add_row()
 
-    def take_gradient(self, slot: Slot, gradient: torch.Tensor) -> None:
-        """Called by the hook on an output tensor, inside the backward pass."""
-        held = slot.backward
-        if held is None or not self._hooks.on:
-            return
-        started = perf_counter()
-        try:
-            self.gradient_seen = True
-            block = slot.block_of(gradient)
-            if block is not None or (can_be_sampled(gradient) and gradient.device == held[0].device):
-                detached = gradient.detach() if gradient.requires_grad else gradient
-                held[0].gather(held[1], detached, block or self._cached(detached, slot.axes))
-        except Exception:
-            self._guard()
-        self._hooks.calls += 1
-        self._hooks.seconds += perf_counter() - started
+    def take_gradient(self, slot: Slot, row: Row, gradient: torch.Tensor) -> None:
+        """Inside the backward pass: sample a gradient that is not like its output, or has a graph of its own."""
+        if can_be_sampled(gradient) and gradient.device == row.arena.device:
+            detached = gradient.detach()
+            row.gather(detached, slot.block_of(detached) or self._cached(detached, slot.axes))
 
     def _take_inputs(self, args: Any, kwargs: Any) -> None:
         plain = len(args) == 1 and not kwargs and type(args[0]) is torch.Tensor  # the rule
@@ -296,9 +282,9 @@ class ModuleProbe:
                 self.inputs.append(Slot(Site("(input)", place), "input", place))
                 self.inputs[place].forward = self._new_row(self._input_arenas, tensor.device)
             slot = self.inputs[place]
-            held = slot.forward
-            if held is not None and held[0].device == tensor.device:
-                held[0].gather(held[1], tensor.detach(), slot.block_of(tensor) or self._input_block(slot, tensor))
+            row = slot.forward
+            if row is not None and row.arena.device == tensor.device:
+                row.gather(tensor.detach(), slot.block_of(tensor) or self._input_block(slot, tensor))
 
     def _input_block(self, slot: Slot, tensor: torch.Tensor) -> Block:
         slot.axes = axes_of(tensor.shape, 1 if tensor.dim() > 3 else tensor.dim() - 1, 0)
@@ -307,7 +293,7 @@ class ModuleProbe:
 
     def given(self) -> list[torch.Tensor]:
         """What the model was given in the forward pass of this step; empty where that was not seen or is gone."""
-        found = [tensor for reference in self._given if (tensor := reference()) is not None] if self._hooks.on else []
+        found = [tensor for reference in self._given if (tensor := reference()) is not None] if self.hooks.on else []
         return found if len(found) == len(self._given) else []
 
     # -- which elements
@@ -345,7 +331,10 @@ def samples_for(modules: int) -> int:
 
 @final
 class _GradientHook:
-    """Takes the gradient of one output of one forward pass; returns None, so the gradient goes on as it came."""
+    """Takes the gradient of one output of one forward pass; returns None, so the gradient goes on as it came.
+
+    In one piece, as ``ModuleProbe._after_forward`` is.
+    """
 
     __slots__ = ("_generation", "_probe", "_slot")
     __torch_unserializable__ = True  # torch.save leaves it out of a saved output without a warning
@@ -356,8 +345,22 @@ class _GradientHook:
         self._generation = generation
 
     def __call__(self, gradient: torch.Tensor) -> None:
-        if self._slot.generation == self._generation:  # else another forward pass's output lies in the row
-            self._probe.take_gradient(self._slot, gradient)
+        probe, slot = self._probe, self._slot
+        hooks, row = probe.hooks, slot.backward
+        if slot.generation != self._generation or row is None or not hooks.on:
+            return  # else another forward pass's output lies in the row
+        started = perf_counter()
+        try:
+            probe.gradient_seen = True
+            block = slot.block_of(gradient)
+            if block is None or gradient.requires_grad:
+                probe.take_gradient(slot, row, gradient)
+            else:
+                row.gather(gradient, block)
+        except Exception:
+            probe.guard()
+        hooks.calls += 1
+        hooks.seconds += perf_counter() - started
 
 
 def _hang(tensor: torch.Tensor, node: Any, hook: _GradientHook) -> None:

@@ -32,9 +32,9 @@ class GlobalNorm:
         parameters = self._holdings.parameters()
         found = parameters.gradient_norm(tensors)
         norm = host_value(found) if found is not None else None
-        if not sampled:
+        if not sampled:  # the governor asks for no others
             parameters.forget_norms()
-        self._governor.norm_took(perf_counter() - started)
+            self._governor.norm_took(perf_counter() - started)
         if isinstance(norm, float) and not math.isfinite(norm):
             self._blackbox.gradients(step)
         return norm

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from collections.abc import Container
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 from typing import final
 
 import numpy as np
@@ -25,6 +25,7 @@ from gradscope.capture.sampling import SAMPLES
 from gradscope.capture.sampling import VECTOR_SAMPLES
 from gradscope.capture.sampling import parameter_block
 from gradscope.capture.sampling import parameter_grid
+from gradscope.capture.turns import Turns
 from gradscope.records import Site
 from gradscope.trends import Mask
 
@@ -33,23 +34,21 @@ from gradscope.trends import Mask
 class _Samples:
     """What is sampled of the matrices, or of the vectors, on one device, of as many steps as are held back.
 
-    Rows are the same in every arena. What the optimizer leaves of a step stands a place further on than what it finds, so that
-    the place before is the last step's. Gradients are of one step alone.
+    Rows are the same in every arena.
     """
 
-    def __init__(self, device: torch.device, places: int, samples: int) -> None:
+    def __init__(self, device: torch.device, turns: Turns, samples: int) -> None:
         self.device = device
         self.taking = True  # in this step
-        self.before = Arena(device, places=places, samples=samples)  # weights at the start of the optimizer's step
-        self.after = Arena(device, places=places + 1, samples=samples)  # weights at the end of the optimizer's step
-        self.gradient = Arena(device, samples=samples)
+        self.before = Arena(device, turns.before, samples=samples)  # weights at the start of the optimizer's step
+        self.after = Arena(device, turns.after, samples=samples)  # weights at the end of the optimizer's step
+        self.gradient = Arena(device, turns.gradient, samples=samples)
         self.tracked: list[Sampled] = []
         self._weights = Views((), (), (), ())
         self._of: range | None = None  # the held steps from the first to the last in which anything was taken
-        self.turn_to(0)
 
     def add(self, name: str, parameter: torch.nn.Parameter) -> None:
-        row = min(arena.add_row() for arena in (self.before, self.after, self.gradient))  # the same in all
+        row = min(arena.add_row().index for arena in (self.before, self.after, self.gradient))  # the same in all
         shape, strides = tuple(parameter.shape), parameter.stride()
         pattern = parameter_grid(shape, strides) or parameter_block(shape, strides, self.device)
         self.tracked.append(Sampled(name, parameter, row, pattern, parameter.shape, parameter.device))
@@ -65,12 +64,6 @@ class _Samples:
         """Sample the gradients that are there, and laid out as their parameters are."""
         there = ((t, t.parameter.grad) for t in self.tracked)
         views_of([(t, gradient) for t, gradient in there if gradient is not None and t.fits(gradient)]).copy_into(self.gradient)
-
-    def turn_to(self, place: int) -> None:
-        """A step begins."""
-        for arena, at in ((self.before, place), (self.after, place + 1), (self.gradient, 0)):
-            arena.turn_to(at)
-            arena.clear()
 
     def end_step(self, place: int) -> None:
         if self.taking:
@@ -93,7 +86,7 @@ class _Samples:
         filled = np.array([arena.filled_at(places) for arena, places in arenas], dtype=bool)
         before, after, after_last = filled.reshape(3, len(now), len(self.tracked))
         after_last &= follows[now.start : now.stop, None]
-        there = self.gradient.filled if gradients and self._of is not None else []
+        there = self.gradient.filled_at(_FIRST)[0] if gradients and self._of is not None else []
         return GroupMasks(now.start, before, after, after_last, np.array(there, dtype=bool))
 
     def let_go(self, held: int, *, amid: bool) -> None:
@@ -101,24 +94,20 @@ class _Samples:
         self.after.move(held, 0)
         if amid:
             self.after.move(held + 1, 1)
-            self.after.turn_to(1)
             self.before.move(held, 0)
-            self.before.turn_to(0)
         self._of = None
 
 
-@dataclass(frozen=True)
-class _Norms:
-    """The norms of gradients of some parameters."""
+class _Norms(NamedTuple):
+    """The norms of gradients of some parameters. Made at every step."""
 
     ids: tuple[int, ...]
     norms: tuple[torch.Tensor, ...]  # scalars, float32
     together: torch.Tensor  # float32 [parameters], on the device of the first; on the host without any
 
 
-@dataclass(frozen=True)
-class _HeldStep:
-    """What is kept of a sampled step until it is handed on, beside its samples."""
+class _HeldStep(NamedTuple):
+    """What is kept of a sampled step until it is handed on, beside its samples. Made at every sampled step."""
 
     follows: bool  # the step before it was sampled too
     with_gradient: Mask  # [parameters]
@@ -134,15 +123,17 @@ class ParameterProbe:
     """Watches the parameters of a model through the optimizer's steps."""
 
     def __init__(self, parameters: dict[str, torch.nn.Parameter], *, places: int = 1) -> None:
+        self._turns = Turns(places)
         groups: dict[tuple[torch.device, bool], _Samples] = {}
         for name, parameter in parameters.items():
             if _can_be_tracked(parameter):
                 key = (parameter.device, parameter.dim() > 1)
                 if key not in groups:
-                    groups[key] = _Samples(parameter.device, places, SAMPLES if parameter.dim() > 1 else VECTOR_SAMPLES)
+                    groups[key] = _Samples(parameter.device, self._turns, SAMPLES if parameter.dim() > 1 else VECTOR_SAMPLES)
                 groups[key].add(name, parameter)
         self._groups = tuple(groups.values())
         self._vectors = tuple(samples for (_, matrices), samples in groups.items() if not matrices)
+        self._all_of_them = True
         self._chosen = self._groups  # what this step takes
         grouped = {t.name: place for place, t in enumerate(t for samples in self._groups for t in samples.tracked)}
         order = [name for name in parameters if name in grouped]
@@ -192,12 +183,13 @@ class ParameterProbe:
 
     def start_step(self, *, all_of_them: bool) -> None:
         """A sampled step begins. It samples all parameters, or the matrices alone, which hold nearly all there is to see."""
-        alone = len(self._vectors) == len(self._groups)
-        for samples in self._vectors:
-            samples.taking = all_of_them or alone
-        self._chosen = tuple([samples for samples in self._groups if samples.taking])
-        for samples in self._groups:
-            samples.turn_to(len(self._held))
+        if all_of_them != self._all_of_them:
+            self._all_of_them = all_of_them
+            alone = len(self._vectors) == len(self._groups)
+            for samples in self._vectors:
+                samples.taking = all_of_them or alone
+            self._chosen = tuple([samples for samples in self._groups if samples.taking])
+        self._turns.to(len(self._held))
         self._norms, self._weight_norms = _NONE, None
         self._carried_norms, self._gradients_taken = None, False
 
@@ -240,8 +232,7 @@ class ParameterProbe:
     def take_gradients(self) -> None:
         """Sample the gradients as they are now."""
         self._gradients_taken = True
-        for samples in self._groups:
-            samples.gradient.clear()
+        self._turns.gradient.to(0)
         for samples in self._chosen:
             samples.take_gradients()
 
@@ -338,6 +329,7 @@ class ParameterProbe:
         """They were handed on; ``amid`` a step, which goes on."""
         for samples in self._groups:
             samples.let_go(len(self._held), amid=amid)
+        self._turns.let_go(len(self._held), amid=amid)
         self._held = []
 
 
@@ -384,4 +376,5 @@ def _can_be_tracked(parameter: torch.nn.Parameter) -> bool:
 
 
 _PLAIN = {(torch.strided, True)}  # layout, and whether of floating-point numbers, of gradients whose norm is taken as they are
+_FIRST = range(1)
 _NONE = _Norms((), (), _together(()))

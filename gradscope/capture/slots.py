@@ -8,7 +8,7 @@ from typing import final
 
 import torch
 
-from gradscope.capture.arena import Arena
+from gradscope.capture.arena import Row
 from gradscope.capture.outputs import is_wrapped
 from gradscope.capture.sampling import Axes
 from gradscope.capture.sampling import Block
@@ -44,8 +44,8 @@ class Slot:
         self.site = site
         self.role = role
         self.place = place  # of its module, in the order of definition
-        self.forward: tuple[Arena, int] | None = None
-        self.backward: tuple[Arena, int] | None = None
+        self.forward: Row | None = None
+        self.backward: Row | None = None
         self.axes = Axes(None, None)  # of the output
         self.shape: torch.Size | None = None  # of the last output that was sampled, and for which the block was made
         self.dtype: torch.dtype | None = None

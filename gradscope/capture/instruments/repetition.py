@@ -46,11 +46,11 @@ class Repetition(Instrument):
 
     def read(self, parameters: tuple[Site, ...], modules: tuple[Site, ...]) -> Reading:
         inputs = [slot.forward for slot in self._modules.inputs]
-        now = {arena: _copied(arena) for arena in dict.fromkeys(held[0] for held in inputs if held is not None)}
+        now = {arena: _copied(arena) for arena in dict.fromkeys(row.arena for row in inputs if row is not None)}
         both = [arena for arena in now if arena in self._last]
         tensors = tuple(_same(now[arena].rows, self._last[arena].rows) for arena in both)
         filled = [[a and b for a, b in zip(now[arena].filled, self._last[arena].filled, strict=False)] for arena in both]
-        places = [[held[1] if held is not None and held[0] is arena else -1 for held in inputs] for arena in both]
+        places = [[row.index if row is not None and row.arena is arena else -1 for row in inputs] for arena in both]
         self._last, self._was_read = now, True
 
         def columns(arrays: Sequence[Array]) -> dict[str, Array]:
@@ -66,7 +66,7 @@ class Repetition(Instrument):
 
 def _copied(arena: Arena) -> _Copy:
     """The rows at the place that was filled last."""
-    return _Copy(arena.held(arena.place).view(torch.int32).clone(), tuple(arena.filled))
+    return _Copy(arena.held(arena.place).view(torch.int32).clone(), tuple(arena.filled_at(arena.place)[0]))
 
 
 def _same(now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
