@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import final
 
+import numpy as np
 import torch
 
 from gradscope.capture.sampling import GRID
 from gradscope.capture.sampling import MOST_BATCH
-from gradscope.capture.sampling import SAMPLES
 from gradscope.capture.sampling import UNITS
 from gradscope.capture.sampling import Block
 from gradscope.capture.turns import Turn
@@ -24,7 +24,6 @@ _SMALLEST = 1e-38  # keeps a row of zeros from dividing by zero
 _TAME = (1e-15, 1e17)  # magnitudes whose squares neither vanish nor overflow in a row's sum
 _CHUNK_ON_CPU = 2**17  # elements: 512 KiB, which stay in the second cache while they are reduced
 _CHUNK_ELSEWHERE = 2**20
-_FEWEST_ROWS = 16
 _FIRST = range(1)
 
 TENSOR_STATISTICS = ("mean", "rms", "absmax", "signal", "nonfinite", "zero", "saturated", "active_low", "active_high")
@@ -82,15 +81,15 @@ class Arena:
     A cell stays as it is until it is filled again.
     """
 
-    def __init__(self, device: torch.device, turn: Turn, *, samples: int = SAMPLES) -> None:
+    def __init__(self, device: torch.device, turn: Turn, *, samples: int, room: int) -> None:
         self.device = device
         self._elements = samples * UNITS
         self._turn = turn
-        # Has room for more rows than are used.
-        self._memory = torch.zeros(len(turn.began), 0, self._elements, dtype=torch.float32, device=device)
+        # Has room for more rows than are used: memory that nobody wrote to costs nothing, and growing leaves holes behind.
+        self._memory = _zeros((len(turn.began), room, self._elements), device)
         self._rows: list[Row] = []
         self._grids: dict[tuple[int, tuple[int, ...]], tuple[list[Cell], list[torch.Tensor]]] = {}  # by place and rows
-        self._at_once = (_CHUNK_ON_CPU if device.type == "cpu" else _CHUNK_ELSEWHERE) // self._elements  # rows
+        self._at_once = rows_at_once(device, self._elements)
         self._work = torch.empty(0, self._elements, dtype=torch.float32, device="cpu")  # on the CPU alone
 
     @property
@@ -105,7 +104,7 @@ class Arena:
     def add_row(self) -> Row:
         """Make room for one more row."""
         if self.rows == self._memory.shape[1]:
-            self._resize(max(_FEWEST_ROWS, 2 * self.rows))
+            self._resize(2 * self.rows)
         cells = [Cell(of_place[self.rows]) for of_place in self._memory]
         self._rows.append(Row(self, self.rows, cells, self._turn))
         return self._rows[-1]
@@ -113,7 +112,7 @@ class Arena:
     def _resize(self, room: int) -> None:
         old, used = self._memory, self.rows
         self._grids = {}
-        self._memory = torch.zeros(len(old), room, self._elements, dtype=torch.float32, device=self.device)
+        self._memory = _zeros((len(old), room, self._elements), self.device)
         self._memory[:, :used] = old[:, :used]
         for row in self._rows:
             for place, cell in enumerate(row.cells):
@@ -190,6 +189,18 @@ class Arena:
         """Share of each row's elements at one place by magnitude, float32 [rows, HISTOGRAM_BINS], on the device."""
         held = self.held(range(place, place + 1))
         return torch.cat([_histogram(held[start : start + self._at_once]) for start in range(0, len(held), self._at_once)])
+
+
+def rows_at_once(device: torch.device, elements: int) -> int:
+    """How many rows of so many elements are reduced together."""
+    return (_CHUNK_ON_CPU if device.type == "cpu" else _CHUNK_ELSEWHERE) // elements
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Zeros of float32, on the host ones that take no memory before they are written to: torch writes its own."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.zeros(shape, dtype=np.float32))
+    return torch.zeros(shape, dtype=torch.float32, device=device)
 
 
 def flat_view(tensor: torch.Tensor, block: Block) -> torch.Tensor:

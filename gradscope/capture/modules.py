@@ -257,13 +257,13 @@ class ModuleProbe:
         return slot
 
     def _first_time(self, slot: Slot, tensor: torch.Tensor) -> Row:
-        slot.forward = self._new_row(self._forward_arenas, tensor.device)
-        slot.backward = self._new_row(self._backward_arenas, tensor.device)
+        slot.forward = self._new_row(self._forward_arenas, tensor.device, room=len(self._watched))
+        slot.backward = self._new_row(self._backward_arenas, tensor.device, room=len(self._watched))
         return slot.forward
 
-    def _new_row(self, arenas: dict[torch.device, Arena], device: torch.device) -> Row:
+    def _new_row(self, arenas: dict[torch.device, Arena], device: torch.device, *, room: int) -> Row:
         if device not in arenas:
-            arenas[device] = Arena(device, self._turn, samples=self._samples)
+            arenas[device] = Arena(device, self._turn, samples=self._samples, room=room)
         return arenas[device].add_row()
 
     def take_gradient(self, slot: Slot, row: Row, gradient: torch.Tensor) -> None:
@@ -280,7 +280,7 @@ class ModuleProbe:
         for place, tensor in enumerate(tensors[:MOST_INPUTS]):
             if place == len(self.inputs):
                 self.inputs.append(Slot(Site("(input)", place), "input", place))
-                self.inputs[place].forward = self._new_row(self._input_arenas, tensor.device)
+                self.inputs[place].forward = self._new_row(self._input_arenas, tensor.device, room=MOST_INPUTS)
             slot = self.inputs[place]
             row = slot.forward
             if row is not None and row.arena.device == tensor.device:

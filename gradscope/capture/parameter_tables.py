@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from gradscope.capture.arena import row_spread
+from gradscope.capture.arena import rows_at_once
 from gradscope.records import Array
 from gradscope.trends import Mask
 
@@ -48,6 +49,16 @@ def weight_table(before: torch.Tensor, after: torch.Tensor, after_last: torch.Te
 
     Of the same rows of three arenas, [steps x rows, ELEMENTS] each, the steps one after another.
     """
+    at_once = rows_at_once(before.device, before.shape[1])
+    parts = [
+        _weight_part(before[start : start + at_once], after[start : start + at_once], after_last[start : start + at_once],
+                     spread_from=max(spread_from - start, 0))
+        for start in range(0, len(before), at_once)
+    ]  # fmt: skip
+    return torch.cat(parts, dim=1) if parts else before.new_zeros(WEIGHT_ROWS, 0)
+
+
+def _weight_part(before: torch.Tensor, after: torch.Tensor, after_last: torch.Tensor, *, spread_from: int) -> torch.Tensor:
     norm = torch.linalg.vector_norm
     work = torch.empty_like(before)
     before_norm = norm(before, 2, 1)
@@ -59,8 +70,13 @@ def weight_table(before: torch.Tensor, after: torch.Tensor, after_last: torch.Te
 
 def gradient_table(gradient: torch.Tensor) -> torch.Tensor:
     """Float32 [GRADIENT_ROWS, rows], in the order of ``_GRADIENT_COLUMNS``."""
-    if not len(gradient):
-        return gradient.new_zeros(GRADIENT_ROWS, 0)
+    parts = [
+        _gradient_part(part) for part in torch.split(gradient, rows_at_once(gradient.device, gradient.shape[1])) if len(part)
+    ]
+    return torch.cat(parts, dim=1) if parts else gradient.new_zeros(GRADIENT_ROWS, 0)
+
+
+def _gradient_part(gradient: torch.Tensor) -> torch.Tensor:
     absmax = torch.maximum(gradient.amax(1), gradient.amin(1).neg_())
     return torch.stack((absmax, torch.eq(gradient, 0).float().mean(1), row_spread(gradient)))
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from collections.abc import Container
+from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 from typing import NamedTuple
 from typing import final
 
@@ -23,6 +25,8 @@ from gradscope.capture.parameter_views import Views
 from gradscope.capture.parameter_views import views_of
 from gradscope.capture.sampling import SAMPLES
 from gradscope.capture.sampling import VECTOR_SAMPLES
+from gradscope.capture.sampling import Block
+from gradscope.capture.sampling import Grid
 from gradscope.capture.sampling import parameter_block
 from gradscope.capture.sampling import parameter_grid
 from gradscope.capture.turns import Turns
@@ -37,21 +41,24 @@ class _Samples:
     Rows are the same in every arena.
     """
 
-    def __init__(self, device: torch.device, turns: Turns, samples: int) -> None:
+    def __init__(self, device: torch.device, turns: Turns, parameters: Mapping[str, torch.nn.Parameter], samples: int) -> None:
         self.device = device
         self.taking = True  # in this step
-        self.before = Arena(device, turns.before, samples=samples)  # weights at the start of the optimizer's step
-        self.after = Arena(device, turns.after, samples=samples)  # weights at the end of the optimizer's step
-        self.gradient = Arena(device, turns.gradient, samples=samples)
-        self.tracked: list[Sampled] = []
+        room = len(parameters)
+        self.before = Arena(device, turns.before, samples=samples, room=room)  # weights at the start of the optimizer's step
+        self.after = Arena(device, turns.after, samples=samples, room=room)  # weights at the end of the optimizer's step
+        self.gradient = Arena(device, turns.gradient, samples=samples, room=room)
+        patterns: dict[tuple[Any, ...], Grid | Block] = {}
+        self.tracked = [self._add(name, parameter, patterns) for name, parameter in parameters.items()]
         self._weights = Views((), (), (), ())
         self._of: range | None = None  # the held steps from the first to the last in which anything was taken
 
-    def add(self, name: str, parameter: torch.nn.Parameter) -> None:
+    def _add(self, name: str, parameter: torch.nn.Parameter, patterns: dict[tuple[Any, ...], Grid | Block]) -> Sampled:
         row = min(arena.add_row().index for arena in (self.before, self.after, self.gradient))  # the same in all
-        shape, strides = tuple(parameter.shape), parameter.stride()
-        pattern = parameter_grid(shape, strides) or parameter_block(shape, strides, self.device)
-        self.tracked.append(Sampled(name, parameter, row, pattern, parameter.shape, parameter.device))
+        layout = (tuple(parameter.shape), parameter.stride())
+        if layout not in patterns:
+            patterns[layout] = parameter_grid(*layout) or parameter_block(*layout, self.device)
+        return Sampled(name, parameter, row, patterns[layout], parameter.shape, parameter.device)
 
     def take_weights(self, arena: Arena) -> None:
         """Sample the weights, which stay where they are from step to step, as a rule."""
@@ -124,13 +131,14 @@ class ParameterProbe:
 
     def __init__(self, parameters: dict[str, torch.nn.Parameter], *, places: int = 1) -> None:
         self._turns = Turns(places)
-        groups: dict[tuple[torch.device, bool], _Samples] = {}
+        alike: dict[tuple[torch.device, bool], dict[str, torch.nn.Parameter]] = {}
         for name, parameter in parameters.items():
             if _can_be_tracked(parameter):
-                key = (parameter.device, parameter.dim() > 1)
-                if key not in groups:
-                    groups[key] = _Samples(parameter.device, self._turns, SAMPLES if parameter.dim() > 1 else VECTOR_SAMPLES)
-                groups[key].add(name, parameter)
+                alike.setdefault((parameter.device, parameter.dim() > 1), {})[name] = parameter
+        groups = {
+            (device, matrices): _Samples(device, self._turns, members, SAMPLES if matrices else VECTOR_SAMPLES)
+            for (device, matrices), members in alike.items()
+        }
         self._groups = tuple(groups.values())
         self._vectors = tuple(samples for (_, matrices), samples in groups.items() if not matrices)
         self._all_of_them = True
