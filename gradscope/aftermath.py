@@ -7,12 +7,14 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from gradscope.blowup import MEMORY
 from gradscope.blowup import ordinary_gradient
 from gradscope.blowup import worst_loss
 from gradscope.depth import step_sizes
 from gradscope.evidence import gravity
 from gradscope.evidence import peak_rate
 from gradscope.evidence import stalled
+from gradscope.evidence import without_gradient
 from gradscope.evidence import works
 from gradscope.objective import chance
 from gradscope.objective import guess
@@ -26,11 +28,12 @@ Floats = npt.NDArray[np.float64]
 
 SOON = 10  # steps after a long one that show what came of it
 HALVED = 0.5  # of the loss before a slight overshoot, that the losses after the leap have: it did no harm
-FAR = 4.0  # overshoot of a late step that no training in order shows
+FAR = 4.0  # overshoot of a late step that no training in order shows; of a short early one that need not be waited for
 UNLEARNED = 0.8  # of the best constant prediction's loss, above which such steps lead nowhere
 LONG = 0.01  # update ratio of such a step, at least
 GRACE = 3  # losses after a leap, before which it is not known whether they come back
 SLIGHT = 2.0  # overshoot, below which it takes as many losses to tell what came of a step
+BACK = 1.1  # times its start, up to which a loss that leapt is back
 MODERATE = 10.0  # times the first loss, up to which a leap may be an accident
 MOVES = 1e-4  # update ratio, below which nothing moves any more
 ORDINARY = 0.03  # median update ratio of steps that go on as usual
@@ -47,32 +50,50 @@ def finite_steps(timeline: Timeline) -> Floats:
 
 
 def accident(timeline: Timeline, sizes: Floats, step: int) -> bool:
-    """Whether the loss that leapt at ``step`` came back below its start, and steps since are as long as is usual.
+    """Whether the loss that leapt at ``step`` came back to its start, or below, and steps since are as long as is usual.
 
     As long as that is not known yet, a moderate leap passes for one.
     """
-    place = int(np.searchsorted(timeline.loss_steps, step))
-    start, after = abs(float(timeline.loss[0])), timeline.loss[place + 1 :]
+    start, after = abs(float(timeline.loss[0])), _after(timeline, step)
     if not np.isfinite(timeline.loss).all():
         return False
-    since = sizes[timeline.steps > step][:SOON]
-    if len(after) <= GRACE or len(since) <= GRACE:
+    if len(after) <= GRACE or np.count_nonzero(timeline.steps > step) <= GRACE:
         return worst_loss(timeline, 0) <= MODERATE * start
-    return bool(np.median(after[:SOON]) <= start and MOVES <= median_of(since) <= ORDINARY)
+    return bool(np.median(after[:SOON]) <= BACK * start and _settled(timeline, sizes, step))
+
+
+def _after(timeline: Timeline, step: int) -> Floats:
+    """The losses after the one at ``step``."""
+    return timeline.loss[int(np.searchsorted(timeline.loss_steps, step)) + 1 :]
+
+
+def _settled(timeline: Timeline, sizes: Floats, step: int) -> bool:
+    """Whether the steps since are ordinary; with momentum, those after its own, which coast down as fast as it forgets."""
+    momentum = max((o.settings.get("momentum", 0.0) for o in timeline.info.optimizers), default=0.0)
+    momentum = momentum if 0 < momentum < 1 else 0.0
+    coasting = math.ceil(MEMORY / (1 - momentum)) if momentum else 0
+    late = sizes[timeline.steps > step + coasting][:SOON]
+    if len(late) > GRACE or not momentum:
+        return MOVES <= median_of(late) <= ORDINARY
+    since, steps = sizes[timeline.steps > step], timeline.steps[timeline.steps > step]
+    return bool(since[-1] <= since[0] * momentum ** ((steps[-1] - steps[0]) / 2))
 
 
 def passing(timeline: Timeline, sizes: Floats, probe: StepQuality) -> bool:
     """Whether only a first step of an optimizer whose others are that much shorter is known to have been too long."""
-    shorter = probe.overshoot < first_steps_excess(timeline, np.array([probe.step]))[0]
-    return bool(shorter) and accident(timeline, sizes, probe.step + 1) and not stalled(timeline)
+    if not probe.overshoot < first_steps_excess(timeline, np.array([probe.step]))[0] or stalled(timeline):
+        return False
+    after = _after(timeline, probe.step + 1)
+    unknown = len(after) <= GRACE and bool(np.isfinite(timeline.loss).all())  # what came of it, however high it leapt
+    return unknown or accident(timeline, sizes, probe.step + 1)
 
 
 def gravity_of(timeline: Timeline, sizes: Floats, probe: StepQuality, *, far: bool) -> Severity:
     """How grave a step is that overshot by nothing but its length: an aside where it was short and nothing came of it."""
     if passing(timeline, sizes, probe) or not (far or borne_out(timeline, probe)):
         return Severity.INFO
-    if probe.overshoot < SLIGHT and (timeline.loss_steps > probe.step).sum() < GRACE:
-        return Severity.INFO
+    if probe.overshoot < (SLIGHT if far else FAR) and (timeline.loss_steps > probe.step).sum() < GRACE:
+        return Severity.INFO  # whether the losses come back is not known yet
     if probe.overshoot < SLIGHT and halved(timeline, probe) and not stalled(timeline):
         return Severity.INFO
     severity = max(gravity(timeline), Severity.WARNING if far else Severity.INFO)
@@ -143,10 +164,16 @@ def changed_by_hand(timeline: Timeline) -> bool:
 
 
 def long_for_another_reason(timeline: Timeline, step: int, most: float) -> bool:
-    """Whether gradients were not cleared or data was not finite up to ``step``, or weight decay alone makes steps as long."""
+    """Whether gradients were not cleared or data was not finite up to ``step``, or weight decay alone makes steps as long.
+
+    Decay is all that does where no step had a gradient: Adam's are as long as the rate by it, however weak it is. Where it is
+    not known up to there whether gradients were cleared, the first sampled step that knows it counts.
+    """
     seen = timeline.steps <= step + 1
-    carried = (timeline.column("weight_gradient.carried")[seen] > 0).any()
-    if carried or (timeline.column("input.nonfinite")[seen] > 0).any():
+    carried = timeline.column("weight_gradient.carried")
+    known = np.isfinite(carried).any(axis=1)
+    told = seen if (known & seen).any() else known & (np.cumsum(known) == 1)
+    if (carried[told] > 0).any() or without_gradient(timeline) or (timeline.column("input.nonfinite")[seen] > 0).any():
         return True
     decay = max((o.settings.get("weight_decay", 0.0) for o in timeline.info.optimizers), default=0.0)
     return peak_rate(timeline) * decay > most

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from gradscope.depth import has_norm
 from gradscope.depth import is_residual
 from gradscope.depth import step_sizes
+from gradscope.depth import updates_within
 from gradscope.evidence import overshoot
 from gradscope.evidence import rates_at
 from gradscope.objective import sole_loss
@@ -179,6 +180,8 @@ def scale_is_off(timeline: Timeline, most: float) -> bool:
     Curvature grows with the square of the model's scale at most (Gauss-Newton). So does the squared error; the cross-entropy
     grows with the scale. A first step that was measured to overshoot by more than that has another cause.
     """
+    if updates_within(timeline):
+        return False  # the first loss that is known came after some of them
     baseline = timeline.known_baseline or 0.0
     off = float(timeline.loss[0]) / baseline if baseline > 0 else 0.0
     loss, probe = sole_loss(timeline), overshoot(timeline)

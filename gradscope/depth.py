@@ -26,7 +26,13 @@ ALIKE = 0.05  # how far factors may lie apart that a remedy gives together
 
 def begins_at_zero(timeline: Timeline) -> bool:
     """Whether the first sampled step is step 0, where weights and activations are as they were initialised."""
-    return len(timeline.frames) > 0 and timeline.frames[0].step == 0
+    return len(timeline.frames) > 0 and timeline.frames[0].step == 0 and not updates_within(timeline)
+
+
+def updates_within(timeline: Timeline) -> bool:
+    """Whether a step makes several updates, as L-BFGS does: loss, weights and gradient of step 0 are those after the last."""
+    several = bool((timeline.column("step.forwards")[:1] > 1).any())
+    return several and any("lbfgs" in optimizer.type.lower() for optimizer in timeline.info.optimizers)
 
 
 def is_residual(timeline: Timeline) -> bool:

@@ -57,12 +57,24 @@ def overshot(timeline: Timeline) -> bool:
 
 
 def gravity(timeline: Timeline) -> Severity:
-    """How grave a defect in the structure is: it wastes the training, it is likely to, or training works all the same."""
+    """How grave a defect in the structure is: it wastes the training, it is likely to, or training works all the same.
+
+    Of a training that was broken already when it was first seen nobody knows what broke it.
+    """
+    if broken_before(timeline):
+        return Severity.INFO
     if timeline.onset is not None or overshot(timeline):
         return Severity.CRITICAL
     if works(timeline):
         return Severity.INFO
     return Severity.CRITICAL if stalled(timeline) else Severity.WARNING
+
+
+def broken_before(timeline: Timeline) -> bool:
+    """Whether the weights were not finite on the first sampled step, and no loss before it was: all that is seen came later."""
+    first = timeline.column("weight.nonfinite")[:1]
+    before = timeline.loss_steps <= (timeline.steps[0] if len(timeline.steps) else -1)
+    return bool((first > 0).any() and not np.isfinite(timeline.loss[before]).any())
 
 
 def stalled(timeline: Timeline) -> bool:
@@ -128,6 +140,25 @@ def overshoot(timeline: Timeline) -> StepQuality | None:
     broken = timeline.pulse("step")[np.isinf(timeline.pulse("gradient_norm"))]
     known = (probe for probe in timeline.info.probes if probe.step < timeline.step_count and probe.step not in broken)
     return next((probe for probe in known if probe.overshoot > 1 and not probe.slope >= 0), None)
+
+
+def without_gradient(timeline: Timeline) -> bool:
+    """Whether no step had a gradient other than zero: what moves the weights all the same is weight decay."""
+    norms = timeline.pulse("gradient_norm")
+    return bool((norms == 0).any() and not (norms > 0).any())
+
+
+def worse_since(timeline: Timeline, good: int, bad: int, *, steps: int, times: float, least: float) -> bool:
+    """Whether the loss got worse between two steps, and has not come back since.
+
+    The median of the ``steps`` losses after ``bad``, and the last loss, have to exceed that of as many up to ``good`` by its
+    ``times``, less one, and by ``least`` of the loss at the start.
+    """
+    at = timeline.loss_steps
+    before = median_of(timeline.loss[(at > good - steps) & (at <= good)])
+    after = timeline.loss[(at > bad) & (at <= bad + steps)]
+    most = before + max((times - 1) * abs(before), least * abs(timeline.first_loss))
+    return len(after) >= steps // 2 and bool(min(median_of(after), timeline.last_loss) > most)
 
 
 def suffices(timeline: Timeline, rule: str) -> bool:

@@ -22,6 +22,7 @@ _FUNCTIONS = {
     "cross_entropy": "cross_entropy", "nll": "nll_loss", "mse": "mse_loss", "l1": "l1_loss", "smooth_l1": "smooth_l1_loss",
     "bce": "binary_cross_entropy", "bce_with_logits": "binary_cross_entropy_with_logits",
 }  # fmt: skip
+SILENT = 1e-3  # standard deviation over the batch, under which an output says the same of all inputs
 LEAST_SPREAD = 1e-3  # standard deviation over rms, below which float32 cannot tell it from rms and mean
 MOST_DRAWS = 512  # labels in a batch beyond which its entropy is all but that of the data
 
@@ -37,6 +38,12 @@ def given(timeline: Timeline, statistic: str) -> Floats:
     """A statistic of the first loss on each sampled step; NaN where it was not captured."""
     table = timeline.column(f"loss.{statistic}")
     return table[:, 0].astype(np.float64) if table.shape[1] else np.full(len(table), np.nan)
+
+
+def silent(timeline: Timeline) -> bool:
+    """Whether the output hardly varied over the batch as it was last seen: what came down since did so by the last biases."""
+    outputs = given(timeline, "input_signal")
+    return bool((outputs[np.isfinite(outputs)][-1:] < SILENT).any())
 
 
 def given_to(timeline: Timeline, loss: LossInfo, statistic: str) -> Floats:
@@ -59,12 +66,17 @@ class Targets:
     high: float
 
 
-def targets(timeline: Timeline) -> Targets | None:
-    """The scale of the first loss's targets; None where they are labels or were not captured."""
+def spreads(timeline: Timeline) -> Floats:
+    """Standard deviation of the first loss's targets in each sampled batch; NaN where they are labels or were not captured."""
     mean, rms = given(timeline, "target_mean"), given(timeline, "target_rms")
     with np.errstate(invalid="ignore", over="ignore"):
         spread = np.sqrt(np.maximum(rms**2 - mean**2, 0.0))
-        spread = np.where(spread < LEAST_SPREAD * rms, given(timeline, "target_signal"), spread)
+        return np.asarray(np.where(spread < LEAST_SPREAD * rms, given(timeline, "target_signal"), spread), dtype=np.float64)
+
+
+def targets(timeline: Timeline) -> Targets | None:
+    """The scale of the first loss's targets; None where they are labels or were not captured."""
+    mean, spread = given(timeline, "target_mean"), spreads(timeline)
     found = Targets(*(median_of(x) for x in (mean, spread, given(timeline, "target_low"), given(timeline, "target_high"))))
     return found if math.isfinite(found.mean) and math.isfinite(found.std) else None
 
@@ -72,9 +84,11 @@ def targets(timeline: Timeline) -> Targets | None:
 def terms(timeline: Timeline, loss: LossInfo) -> float:
     """How many numbers the loss adds or averages; NaN where that is not known."""
     counted = median_of(given(timeline, "target_count"))
+    shape = loss.target_shape or ()
+    soft = loss.kind == "cross_entropy" and shape == loss.input_shape and shape[1:2] == (loss.classes,)
     if math.isfinite(counted):
-        return counted
-    shape = loss.target_shape or (loss.input_shape if loss.kind in REGRESSIONS else (loss.input_shape or ())[:1])
+        return counted / (loss.classes or 1) if soft else counted  # one term for all classes' probabilities
+    shape = shape or (loss.input_shape if loss.kind in REGRESSIONS else (loss.input_shape or ())[:1]) or ()
     return float(math.prod(shape)) if shape else math.nan
 
 

@@ -16,12 +16,14 @@ from gradscope.lacking import lacking_fact
 from gradscope.records import PULSE_FIELDS
 from gradscope.records import Array
 from gradscope.records import Frame
+from gradscope.records import LossInfo
 from gradscope.records import ModuleInfo
 from gradscope.records import OptimizerInfo
 from gradscope.records import ParameterInfo
 from gradscope.records import RunInfo
 from gradscope.records import Schema
 from gradscope.records import Site
+from gradscope.trends import as_high_before
 from gradscope.trends import falls
 from gradscope.trends import level_start
 from gradscope.trends import median_of
@@ -29,12 +31,12 @@ from gradscope.trends import smoothed
 from gradscope.trends import spans_of
 from gradscope.weighing import changes
 from gradscope.weighing import factors
+from gradscope.weighing import most_of_mean
 from gradscope.weighing import of_all
+from gradscope.weighing import usual_variance
 
 CREEP = 0.005  # share of the loss that a hundred steps take off it, below which it stands still
 FEW_TERMS = 8  # numbers that a loss is the mean of, below which it is noisy
-SAMPLING = 1.5  # what the error of sampled elements may come to
-MOST_DEVIATIONS = 10.0  # of the logits, that a cross-entropy may lie above ln C
 _CLASSIFICATIONS = frozenset(("cross_entropy", "nll", "bce", "bce_with_logits"))
 
 # E[f²] and E[f'²] for a standard normal pre-activation, by numeric integration; 1/sqrt(E[f²]) is the gain of He et al. 2015.
@@ -282,13 +284,19 @@ class Timeline:
     @cached_property
     def baseline(self) -> float:
         """The loss of the best constant prediction (ln C, Var(y)) where the graph told it, else the first loss."""
-        known = [loss.baseline for loss in self.info.wiring.losses if loss.baseline] if self.info.wiring else []
+        known = [level for loss in self.info.wiring.losses if (level := self._level(loss))] if self.info.wiring else []
         return known[0] * self._loss_factor if known else self.first_loss
+
+    def _level(self, loss: LossInfo) -> float | None:
+        """What the best constant prediction has of a mean; of squares by the first sampled batches, as one may be any."""
+        if loss.kind != "mse" or not loss.baseline or len(self.schema.losses) != 1:
+            return loss.baseline
+        return usual_variance(*(self.column(f"loss.target_{name}")[:, 0] for name in ("mean", "rms"))) or loss.baseline
 
     @cached_property
     def known_baseline(self) -> float | None:
         """The loss of the best constant prediction where there is one loss function and it is known, else None."""
-        losses = {(loss.kind, loss.classes): loss.baseline for loss in self.info.wiring.losses} if self.info.wiring else {}
+        losses = {(loss.kind, loss.classes): self._level(loss) for loss in self.info.wiring.losses} if self.info.wiring else {}
         known = next(iter(losses.values())) if len(losses) == 1 else None
         all_told = of_all(self.column("loss.weight"), self.loss_weight, alike=("cross_entropy" in {kind for kind, _ in losses}))
         return known * self._loss_factor * all_told if known and known * all_told > 0 else None
@@ -318,10 +326,7 @@ class Timeline:
         if not known or self.steps[0] != self.loss_steps[0]:
             return math.inf
         output, target = (float(self.column(f"loss.{name}")[0, 0]) for name in ("input_rms", "target_rms"))
-        guess = math.log(losses[0].classes or 1)
-        most = {"mse": (output + target) ** 2, "l1": output + target, "cross_entropy": guess + MOST_DEVIATIONS * output}
-        limit = most.get(losses[0].kind, math.inf)
-        return SAMPLING * limit if math.isfinite(limit) else math.inf
+        return most_of_mean(losses[0].kind, losses[0].classes, output, target)
 
     @cached_property
     def learning(self) -> bool:
@@ -365,8 +370,7 @@ class Timeline:
         updated = np.isfinite(self.column("update.ratio")[1:])  # in the first step the second optimizer is not known yet
         if not sole or not len(updated) or not (self.pulse("backwards") == 1).all():
             return False
-        names = [site.path for site in self.schema.parameters]
-        held = np.array([[name in optimizer.parameters for name in names] for optimizer in self.info.optimizers])
+        held = np.array([[s.path in o.parameters for s in self.schema.parameters] for o in self.info.optimizers])
         disjoint = bool((held.sum(axis=0) <= 1).all())
         return disjoint and all(bool(updated[:, own].any(axis=1).all()) for own in held)
 
@@ -381,20 +385,15 @@ class Timeline:
         """The step from which the loss stayed above three times its start, up to the end or to where it broke; else empty."""
         broken = ~np.isfinite(self.loss)
         losses = self.loss[: int(np.argmax(broken))] if broken.any() else self.loss
-        nowhere = self.loss_steps[:0]
         if self.several_objectives or not len(losses) or not np.isfinite(self.first_loss):
-            return nowhere  # of several players one's loss may well rise
+            return self.loss_steps[:0]  # of several players one's loss may well rise
         ceiling = self.first_loss + 2 * abs(self.first_loss) + 1e-12
         at_end = median_of(losses[-1:] if broken.any() else losses[-5:])
-        if at_end <= ceiling or (self.noisy_loss and self.last_loss <= ceiling):
-            return nowhere
         below = np.flatnonzero(losses <= ceiling)
-        return self.loss_steps[: len(losses)][below[-1] + 1 if len(below) else 0 :][:1]
+        since = int(below[-1]) + 1 if len(below) else 0
+        usual = not broken.any() and as_high_before(losses, since, ceiling)
+        risen = at_end > ceiling and not usual and not (self.noisy_loss and self.last_loss <= ceiling)
+        return self.loss_steps[since : len(losses)][: int(risen)]
 
     def site_names(self, kind: str) -> list[str]:
         return [site.name for site in self.schema.sites(kind)]
-
-    def site_index(self, kind: str, path: str) -> int | None:
-        """Where the first call of ``path`` stands among the sites of ``kind``."""
-        sites = self.schema.sites(kind)
-        return sites.index(Site(path)) if Site(path) in sites else None

@@ -15,6 +15,8 @@ SPIKE_LEAST = 10  # of them, that say what is usual
 SPIKE_FLOOR = 0.1  # smallest spread of the logarithm that counts, so that flat series raise nothing
 START = 21  # values that the noise is estimated from with which a series starts
 LEAST_START = 8  # of them, that it can be estimated from
+AS_HIGH = 3.0  # times the highest before, up to which values of a series that leaps pass for one more excursion
+FOR_GOOD = 10  # values that a series has to stay as high as it was before, to be told from one more excursion
 MOST_LEVEL = 10  # values at most that say where it started
 NOISE = 2.5  # standard deviations of a difference of two values that noise explains
 
@@ -115,6 +117,15 @@ def level_start(values: Floats) -> npt.NDArray[np.float64]:
     sigma = float(np.median(np.abs(np.diff(first, 2)))) / 0.6745 / math.sqrt(6)
     away = np.abs(first[:MOST_LEVEL] - first[0]) > NOISE * math.sqrt(2) * sigma
     return first[: int(np.argmax(away)) if away.any() else MOST_LEVEL]
+
+
+def as_high_before(values: Floats, since: int, ceiling: float) -> bool:
+    """Whether the last values, those from ``since`` on, are few, and it came back below ``ceiling`` from about as high before.
+
+    Of squared errors of which 2 % are absurd every other batch's may be a hundred times the usual.
+    """
+    last, before = values[since:], values[:since]
+    return 0 < len(last) < FOR_GOOD and bool(((before > ceiling) & (AS_HIGH * before >= np.median(last))).any())
 
 
 def smoothed(values: Floats, *, width: int = 5) -> npt.NDArray[np.float64]:

@@ -14,6 +14,10 @@ Steps = npt.NDArray[np.int64]
 LEAST_CHANGE = 3.0  # times, of a weight; the noise of batches hides less
 MOST_CHANGES = 4  # in a run, above which a weight is no setting but a number that comes with each batch
 AGREEMENT = 0.5  # of the logarithm of the change, by which the loss's own jump may differ from it
+SAMPLING = 1.5  # what the error of sampled elements may come to
+MOST_DEVIATIONS = 10.0  # of the logits, that a cross-entropy may lie above ln C
+FIRST_BATCHES = 10  # sampled ones, whose targets tell what a constant prediction has
+LEAST_SPREAD = 1e-3  # standard deviation over rms, below which float32 cannot tell it from rms and mean
 ALL_BUT_ONE = 0.01  # from 1, that the weights of the parts of a mean add up to
 
 
@@ -65,3 +69,20 @@ def of_all(weights: npt.NDArray[np.floating], first: float, *, alike: bool) -> f
         return 1.0
     whole = float(np.median(np.where(known, weights, 0.0)[known.any(axis=1)].sum(axis=1, dtype=np.float64)))
     return whole / first if alike or abs(whole - 1) < ALL_BUT_ONE else float("nan")
+
+
+def most_of_mean(kind: str, classes: int | None, output: float, target: float) -> float:
+    """The most that a loss can be as a mean, by the root mean squares of what it compares; infinite where not known."""
+    guess = math.log(classes or 1)
+    most = {"mse": (output + target) ** 2, "l1": output + target, "cross_entropy": guess + MOST_DEVIATIONS * output}
+    limit = most.get(kind, math.inf)
+    return SAMPLING * limit if math.isfinite(limit) else math.inf
+
+
+def usual_variance(means: npt.NDArray[np.floating], rms: npt.NDArray[np.floating]) -> float:
+    """Median variance of the targets of the first sampled batches; 0 where it cannot be told."""
+    mean, whole = (x[np.isfinite(means) & np.isfinite(rms)][:FIRST_BATCHES].astype(np.float64) for x in (means, rms))
+    with np.errstate(over="ignore", invalid="ignore"):
+        variances = whole**2 - mean**2
+        told = np.isfinite(variances) & (variances > (LEAST_SPREAD * whole) ** 2)
+    return float(np.median(variances[told])) if len(told) and told.all() else 0.0

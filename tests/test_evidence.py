@@ -61,6 +61,17 @@ def test_gravity_follows_what_becomes_of_the_training(loss: Values, total: int, 
     assert gravity(build(steps=range(12), total=total, pulses={"loss": loss})) is severity
 
 
+def test_of_a_training_that_was_broken_when_it_was_first_seen_no_defect_is_to_blame() -> None:
+    def first_seen(step: int, *, broken_from: int) -> Severity:
+        columns = {"weight.nonfinite": lambda step: float(step >= broken_from)}
+        losses = {"loss": lambda step: math.nan if step >= broken_from else 1.4}
+        return gravity(build(steps=range(step, 20), total=20, columns=columns, pulses=losses))
+
+    assert first_seen(0, broken_from=0) is Severity.INFO
+    assert first_seen(0, broken_from=3) is Severity.CRITICAL
+    assert first_seen(5, broken_from=3) is Severity.CRITICAL  # losses before it were finite
+
+
 def test_a_loss_is_stuck_where_it_stands_at_the_best_constant_predictions() -> None:
     stands = lambda step: 1.39 + 0.01 * math.sin(7 * step)  # noqa: E731
     assert stuck(build(total=300, pulses={"loss": stands}), 200)

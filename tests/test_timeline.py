@@ -74,12 +74,9 @@ def test_a_column_that_a_frame_lacks_is_nan_there():
     assert timeline.column("activation.rms").dtype == np.float32
 
 
-def test_sites_are_found_by_path_at_their_first_call():
+def test_sites_are_named_by_path_and_call():
     timeline = build(sites=[Site("a", 1), Site("a"), Site("")])
     assert timeline.site_names("activation") == ["a#1", "a", "(model)"]
-    assert timeline.site_index("activation_gradient", "a") == 1
-    assert timeline.site_index("activation", "b") is None
-    assert timeline.site_index("weight", "layers.2.weight") == 1
 
 
 def test_the_run_is_as_long_as_the_last_step_seen():
@@ -438,6 +435,16 @@ def test_a_loss_that_comes_back_was_no_onset_however_high_it_was():
     assert losing(1.0, 50.0, *[1.0] * 20).onset is None
     assert losing(1.0, 50.0, *[2.9] * 20).onset is None
     assert losing(1.0, 2.0, 50.0, *[3.1] * 20).onset == 2
+
+
+def test_a_few_last_losses_that_are_no_higher_than_one_that_came_back_are_no_onset():
+    every_other = [1.0, 1.0, 80.0, 1.0, 90.0, 1.0] * 6
+    assert losing(*every_other, 60.0, 90.0, 70.0, 1.0, 70.0).onset is None
+    assert losing(*every_other, 60.0, 90.0, 70.0).onset is None
+    assert losing(*every_other, *[90.0] * 9).onset is None
+    assert losing(*every_other, *[90.0] * 10).onset == 36
+    assert losing(*every_other, *[900.0] * 5).onset == 36
+    assert losing(*every_other, *[60.0] * 4, INF).onset == 36
 
 
 def test_the_onset_is_where_the_loss_left_for_good_not_where_it_first_jumped():

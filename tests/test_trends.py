@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from gradscope.trends import as_high_before
 from gradscope.trends import falls
 from gradscope.trends import geometric
 from gradscope.trends import largest_before
@@ -181,6 +182,15 @@ def test_smoothed_is_a_running_median_and_what_is_nan_is_bad():
     assert smoothed(np.array([1.0, NAN, 2.0, NAN, NAN]), width=3).tolist() == [1, 1, 2, INF, INF]
     assert smoothed(np.ones(4)).tolist() == [1, 1, 1, 1]
     assert smoothed(np.array([])).tolist() == []
+
+
+def test_few_last_values_are_as_high_as_before_where_one_came_back_from_there():
+    series = np.array([1.0, 9.0, 1.0, *[8.0] * 10])
+    assert [as_high_before(series[:n], 3, 2.0) for n in (3, 4, 12, 13)] == [False, True, True, False]
+    assert as_high_before(np.array([1.0, 4.0, 1.0, 8.0]), 3, 2.0)
+    assert not as_high_before(np.array([1.0, 2.5, 1.0, 8.0]), 3, 2.0)
+    assert not as_high_before(np.array([1.0, 4.0, 1.0, 8.0]), 3, 5.0)
+    assert not as_high_before(np.zeros(0), 0, 1.0)
 
 
 def test_the_median_is_of_what_is_finite():

@@ -75,3 +75,25 @@ def test_the_level_of_several_losses(kind: str, weights: tuple[float, float], sh
 def test_a_weight_that_is_not_known_or_broken_changes_nothing() -> None:
     for value in (math.nan, math.inf, 0.0, -1.0):
         assert build(columns={"loss.weight": value}).reweighed == []
+
+
+def squared(means: Any = 0.0, stds: Any = 1.0, **given: Any) -> float | None:
+    """The level of a regression whose first batch alone had targets with a variance of 36."""
+    by_step = [(x if callable(x) else (lambda step, x=x: x)) for x in (means, stds)]
+    columns = {
+        "loss.target_mean": by_step[0],
+        "loss.target_rms": lambda step: math.hypot(by_step[0](step), by_step[1](step)),
+        "loss.target_count": 32.0,
+    }
+    return build(columns=columns, wiring=one_loss("mse", baseline=36.0), **given).known_baseline
+
+
+def test_one_batch_does_not_tell_what_a_constant_has_of_squares() -> None:
+    assert squared(stds=lambda step: 6.0 if step == 0 else 1.0) == pytest.approx(1.0)
+    assert squared(stds=lambda step: 1.0 if step < 10 else 6.0) == pytest.approx(1.0)  # by the first ten that were sampled
+    assert squared(stds=6.0, steps=(0,), total=1) == pytest.approx(36.0)
+
+
+def test_a_variance_that_the_sampled_batches_do_not_tell_is_that_of_the_first() -> None:
+    assert squared(stds=math.nan) == pytest.approx(36.0)
+    assert squared(means=1e5, stds=1.0) == pytest.approx(36.0)  # as good as nothing beside the mean, in float32

@@ -49,7 +49,11 @@ class AccumulationNotAveraged(Rule):
       the loop nothing is said.
     - A learning rate that was chosen with the factor in it does no harm. The finding is a warning only where the factor
       alone can be the reason of a failure: the training does not work, it blew up, stands still or took a first step of a
-      tenth of the weights' norm or more, and that step divided by k is shorter than a tenth.
+      tenth of the weights' norm or more (or ten, in the median), and the first step divided by k is shorter than a tenth.
+
+    Momentum makes the first step the shortest: with 0.9 and twelve pieces the median matrix moved by 8 to 11 % in the first
+    step and by 19 to 21 % in the median of the first ten (three seeds), then by 0.8 to 130 times its norm. The loss came back
+    to that of a constant and stayed there, most units dead.
 
     ## What to do
 
@@ -78,6 +82,7 @@ class AccumulationNotAveraged(Rule):
 
     least_samples: int = 2  # sampled steps
     slack: float = 0.01  # by which the loss's factor may differ from 1
+    first_steps: int = 10  # sampled ones, whose length counts
     large_step: float = 0.1  # update ratio from which a step is too long
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
@@ -123,7 +128,9 @@ class AccumulationNotAveraged(Rule):
     def _severity(self, timeline: Timeline, size: float, count: int) -> Severity:
         adapts = any("eps" in optimizer.settings for optimizer in timeline.info.optimizers)
         sufficient = not adapts and size / count < self.large_step
-        failing = gravity(timeline) is Severity.CRITICAL or (size >= self.large_step and not works(timeline))
+        early = median_of(step_sizes(timeline)[: self.first_steps])  # momentum makes the first one the shortest
+        long = max(size, early) >= self.large_step
+        failing = gravity(timeline) is Severity.CRITICAL or (long and not works(timeline))
         return Severity.WARNING if sufficient and failing else Severity.INFO
 
 

@@ -52,9 +52,11 @@ class AttentionLogitGrowth(Rule):
 
     ## What to do
 
-    Normalise queries and keys before their product (QK-norm), over their whole width as OLMo 2 does, from the start of a run;
-    or lower the rate of their weights. A GPT whose queries and keys learned at fifty times the rate of the rest came to a loss
-    of 2.55 to 2.69, with QK-norm to 2.07 to 2.30, with the rate of the rest to 1.97 to 2.06 (three seeds).
+    Normalise queries and keys before their product (QK-norm), over their whole width as OLMo 2 does, from the start of a
+    run; or lower the rate of their weights. Where logits stand above 100 from the first reading on, look at what q·k is
+    divided by: with a temperature of 0.01 in place of √32, QK-norm alone left a loss of 1.56 where √32 has 0.003. A GPT
+    whose queries and keys learned at fifty times the rate of the rest came to a loss of 2.55 to 2.69, with QK-norm to 2.07
+    to 2.30, with the rate of the rest to 1.97 to 2.06 (three seeds).
 
     ## Known false alarms
 
@@ -119,7 +121,7 @@ class AttentionLogitGrowth(Rule):
                 f"The largest attention logit at {name} is {values[-1]:.3g} at step {steps[-1]}, after {values[0]:.3g} at step "
                 f"{steps[0]}; healthy small trainings stay below 8, and above {self.large:g} the softmax picks a single key."
             ),
-            remedy=_remedy(timeline, list(dict.fromkeys(names))),
+            remedy=_SCALED if values.min() > self.alarming else _remedy(timeline, list(dict.fromkeys(names))),
             severity=self._severity(timeline, float(values[-1]), grows),
             strength=3.0 if grows or self._stuck(timeline, values) else 1.0,
         )
@@ -134,6 +136,12 @@ class AttentionLogitGrowth(Rule):
         if works(timeline) or timeline.converged:
             return Severity.WARNING if logit > self.alarming and grows and not timeline.converged else Severity.INFO
         return Severity.WARNING
+
+
+_SCALED = Remedy(
+    "Divide the products of queries and keys by √d, the root of a head's width, and by nothing smaller: the logits were that "
+    "large before any step. Where they are, start with smaller weights for queries and keys, or normalise both (QK-norm)."
+)
 
 
 def _remedy(timeline: Timeline, paths: list[str]) -> Remedy:

@@ -58,6 +58,9 @@ class ClippingMisplaced(Rule):
     the finding is critical. Squared errors of which 2 % are absurd, under SGD with momentum 0.9 at 0.03, came to NaN in 11
     of 13 runs with the limit after the step, and to 1.2 and 3.2 in the others, but to 0.16 to 0.32 with it before the step.
 
+    An outlier in the data that throws such a training off is what the limit was there for, so this explains it: samples thirty
+    times too large, with wrong labels, made gradients of more than 3, where a limit of 0.5 in its place lets no more through.
+
     ## What to do
 
     Keep to the order: backward(), with a GradScaler `unscale_`, clip, step, zero_grad.
@@ -79,6 +82,7 @@ class ClippingMisplaced(Rule):
     least_steps: ClassVar[int] = 3
     explains: ClassVar[tuple[str, ...]] = (
         "gradient-spikes", "exploding-gradients", "clipping-too-tight", "lr-too-low", "loss-plateau", "weights-not-moving",
+        "outlier-batch",
     )  # fmt: skip
 
     least_samples: int = 3  # sampled steps

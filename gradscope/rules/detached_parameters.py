@@ -27,6 +27,10 @@ _UNREACHED = Remedy(
     "numpy, torch.tensor(…) or argmax on the way; a loss that has to be told requires_grad = True has lost its graph."
 )
 
+_ADDED_AS_A_NUMBER = Remedy(
+    "Add the loss of what they put out as a tensor, without .item(), float() or .detach(); or freeze what has no use."
+)
+
 
 @final
 @dataclass(frozen=True)
@@ -39,6 +43,9 @@ class DetachedParameters(Rule):
     any of at least ten sampled steps, while others did. The autograd graph has to agree: no loss reaches them. The message
     names the modules on both sides of the cut. A module that ran under `torch.no_grad()` counts where the next module with
     gradients took what it put out.
+
+    Modules that ran, with nothing behind them that a loss is worked out from, and trained ones in front of them, are told of
+    as an aside: a head whose loss was added as a number, `loss + second.item()`, or one that this training has no use for.
 
     Where no parameter at all had a gradient in five sampled steps, no step moved anything, and no graph of a loss led to the
     model, it says so at once: the loss is a new tensor, or `backward()` was not called on it.
@@ -53,9 +60,9 @@ class DetachedParameters(Rule):
     A parameter that a loss reaches and whose gradient is exactly zero is not detached: units up- or downstream are dead
     (`dead-units`). Modules that never ran are idle, and so are those that ran under `torch.no_grad()` in a validation or
     for a target: no module with gradients takes what they put out. Frozen parameters and those that no optimizer holds are
-    not meant. A module that ran and whose output nothing uses (the pooler of many encoders) is not detached either: what
-    stands in front of it does get gradient; without a cut seen in the graph, only parameters with nothing but detached ones
-    in front count.
+    not meant. A module that ran and whose output nothing uses (the pooler of many encoders) looks like a head whose loss
+    was made a number: what stands in front of both does get gradient. So without a cut seen in the graph, parameters count
+    only where nothing but detached ones stand in front; the others are an aside.
     Where the graph of a loss does lead to the model and no gradient is left at the step, somebody cleared it in between, and
     where an optimizer also holds tensors of others, these may be all that is trained for now: neither is meant.
     One gradient in any sampled step clears a parameter: stop-gradients of BYOL, VQ codes, and a discriminator's step on
@@ -103,8 +110,12 @@ class DetachedParameters(Rule):
         without = timeline.trained & ~fed & self._ran(timeline) & self._unreached(timeline)
         cut = self._cut(timeline, parameter_names(timeline, without))
         detached = without if cut else without & self._in_front(timeline, fed)
-        if samples >= self.least_samples and detached.any():
+        if samples < self.least_samples:
+            return
+        if detached.any():
             yield self._hit(timeline, detached, samples, cut)
+        elif without.any():
+            yield self._unused(timeline, without, samples)
 
     def _all_idle(self, timeline: Timeline) -> bool:
         """Whether the optimizer steps, but no loss has led to any parameter so far, and none has moved."""
@@ -167,6 +178,24 @@ class DetachedParameters(Rule):
             remedy=_remedy(cut),
             severity=unless_works(timeline, Severity.WARNING),
             strength=10.0,
+        )
+
+    def _unused(self, timeline: Timeline, unused: Mask, samples: int) -> Hit:
+        names = parameter_names(timeline, unused)
+        size = sum(timeline.parameters[name].size for name in names)
+        total = sum(timeline.parameters[name].size for name in parameter_names(timeline, timeline.trained))
+        return Hit(
+            modules=owners(timeline, names),
+            first_step=int(timeline.steps[0]),
+            last_step=int(timeline.steps[-1]),
+            evidence={"parameters": names, "share": size / total, "sampled_steps": samples, "cut": None},
+            message=(
+                f"The modules of {len(names)} parameters ({named(names)}), {size / total:.0%} of the elements that the "
+                f"optimizer holds, ran, and no gradient came to them in {samples} sampled steps: no loss uses their output."
+            ),
+            remedy=_ADDED_AS_A_NUMBER,
+            severity=Severity.INFO,
+            strength=4.0,
         )
 
 

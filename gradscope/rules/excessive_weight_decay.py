@@ -16,6 +16,7 @@ from gradscope.evidence import gravity
 from gradscope.evidence import matrices
 from gradscope.evidence import owners
 from gradscope.evidence import usual_rate
+from gradscope.evidence import without_gradient
 from gradscope.evidence import works
 from gradscope.objective import chance
 from gradscope.objective import given
@@ -69,6 +70,7 @@ class ExcessiveWeightDecay(Rule):
 
     - A learning rate that is too high makes long steps, too, but weights grow or swing; here they shrink, and the step is as
       long as the decay alone.
+    - Where no step had a gradient other than zero, decay acts alone, however weak it is, and is not at fault.
     - Weights that something else than the optimizer shrinks between steps are weights-changed-outside-optimizer.
     - How far a loss can be below that of a constant is bounded by how much the outputs vary: a squared error is at least
       (1 - s)² of the targets' variance, s being the ratio of their standard deviations, and a cross-entropy lies at most six
@@ -112,7 +114,7 @@ class ExcessiveWeightDecay(Rule):
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         sites = self._decayed(timeline)
         rate = usual_rate(timeline)
-        if len(timeline.frames) < 2 or not rate > 0:
+        if len(timeline.frames) < 2 or not rate > 0 or without_gradient(timeline):
             return
         if not len(sites):
             yield from self._of_penalty(timeline)

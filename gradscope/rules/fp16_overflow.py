@@ -12,6 +12,7 @@ import numpy as np
 from gradscope.depth import plain
 from gradscope.evidence import gravity
 from gradscope.evidence import named
+from gradscope.evidence import worse_since
 from gradscope.records import Hit
 from gradscope.records import Remedy
 from gradscope.records import Severity
@@ -36,7 +37,7 @@ class _Overflow:
     last: int
     evidence: dict[str, float | int | str | None]
     message: str
-    lost: bool  # it is infinite already, or steps are lost to it
+    lost: bool  # it is infinite already, or steps are lost to it, or what was learned is
 
 
 @final
@@ -69,7 +70,9 @@ class Fp16Overflow(Rule):
       finding: with a scale below 1 the gradients themselves have blown up.
 
     A norm by hand in float16 put out 49 to 53 % zeros, as many as the ReLU in front of it, up to the step at which the
-    inputs grew thirtyfold, and 91 to 100 % from there on; the loss went from 0.06 to 2.2, where float32 stays at 0.02.
+    inputs grew thirtyfold, and 91 to 100 % from there on; the loss went from 0.06 to 2.2, where float32 stays at 0.02. A loss
+    that got worse with it, by half and by a tenth of the loss at the start, and that has not come back, makes it a warning,
+    though it may still lie below a constant prediction's.
 
     ## What to do
 
@@ -103,6 +106,9 @@ class Fp16Overflow(Rule):
     least_base: float = 40.0  # of a power that overflows; its cube is 64,000
     zeros: float = 0.8  # share of a module's output
     more_zeros: float = 0.25  # than in what goes in
+    harm_steps: int = 20  # before and after, whose losses are compared
+    harm: float = 1.5  # times the median loss before
+    least_harm: float = 0.1  # of the loss at the start, by which it is higher
 
     def obstacle(self, timeline: Timeline) -> str | None:
         if _half_sites(timeline) or np.isfinite(timeline.pulse("loss_scale")).any():
@@ -168,7 +174,7 @@ class Fp16Overflow(Rule):
         row, place = int(rows[0]), int(places[0])
         before = largest[: row + 1, place]
         finite = float(np.max(before[np.isfinite(before)], initial=0.0))
-        lost = bool(infinite[rows, places].any())
+        lost = bool(infinite[rows, places].any()) or self._worse(timeline, row)
         if finite <= self.largest and not self._finite_before(timeline, row, sites[place]):
             return None  # it was infinite before it came here
         step = int(timeline.steps[row])
@@ -243,8 +249,13 @@ class Fp16Overflow(Rule):
                 f"what went in, and squares of that, which reached {largest:.3g}, exceed 65,504 or add up to more: divided by "
                 "a norm that is infinite, everything is zero."
             ),
-            lost=False,
+            lost=self._worse(timeline, row),
         )
+
+    def _worse(self, timeline: Timeline, row: int) -> bool:
+        """Whether the loss got worse between the sampled step before this one and this, and has not come back since."""
+        good, bad = int(timeline.steps[max(row - 1, 0)]), int(timeline.steps[row])
+        return row > 0 and worse_since(timeline, good, bad, steps=self.harm_steps, times=self.harm, least=self.least_harm)
 
     def _may_divide(self, timeline: Timeline, site: int) -> bool:
         module = timeline.modules.get(timeline.schema.modules[site].path)

@@ -14,6 +14,7 @@ from gradscope.evidence import Indices
 from gradscope.evidence import Mask
 from gradscope.evidence import calm_clipping
 from gradscope.evidence import works
+from gradscope.evidence import worse_since
 from gradscope.records import Hit
 from gradscope.records import Remedy
 from gradscope.records import Severity
@@ -130,10 +131,7 @@ class GradientSpikes(Rule):
         """Whether the loss got worse with the spike and has not come back since, or the training blew up."""
         if timeline.onset is not None and step <= timeline.onset <= step + self.blow_up_steps:
             return True
-        before = median_of(timeline.loss[_between(timeline.loss_steps, step - self.harm_steps, step - 1)])
-        after = timeline.loss[_between(timeline.loss_steps, step + 1, step + self.harm_steps)]
-        most = before + max((self.harm - 1) * abs(before), self.least_harm * abs(timeline.first_loss))
-        return len(after) >= self.harm_steps // 2 and bool(min(median_of(after), timeline.last_loss) > most)
+        return worse_since(timeline, step - 1, step, steps=self.harm_steps, times=self.harm, least=self.least_harm)
 
     def _severity(self, timeline: Timeline, harmful: bool, events: int) -> Severity:
         if timeline.several_objectives or timeline.converged:
@@ -146,10 +144,6 @@ def _in_company(high: Mask) -> Mask:
     """Where a step is high and another within five steps is, too: the first of a pair counts as well as the last."""
     behind = lasting(high, least=2, window=5)
     return behind | lasting(high[::-1], least=2, window=5)[::-1]
-
-
-def _between(steps: npt.NDArray[np.int64], first: int, last: int) -> Mask:
-    return np.asarray((steps >= first) & (steps <= last))
 
 
 def _remedy(timeline: Timeline) -> Remedy:

@@ -65,6 +65,8 @@ class InitTooLarge(Rule):
     - A learning rate that is too high shows no slope at step 0; it makes things grow only after the first update.
     - A residual net without normalisation grows from block to block though each layer has rho near 1; see
       missing-normalization. A residual net is judged by its blocks, not by the layers inside them.
+    - L-BFGS makes several updates within a step, and what is seen of step 0 came after them: at a rate of 5, without a line
+      search, weights of the usual start had a rho of 9 to 1e18 there. So nothing is said where its steps have several.
     - Layers that a normalisation follows are indifferent to their scale, layers that start at zero have none, and the
       last layer sets the scale of the output alone: none of them counts. Embeddings are no matrix layers.
 

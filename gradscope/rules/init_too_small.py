@@ -25,6 +25,7 @@ from gradscope.evidence import owners
 from gradscope.evidence import stalled
 from gradscope.objective import adapts
 from gradscope.objective import given
+from gradscope.objective import silent
 from gradscope.records import Hit
 from gradscope.records import Remedy
 from gradscope.records import Severity
@@ -156,10 +157,8 @@ class InitTooSmall(Rule):
         """Where the output still does not vary over the batch, a loss that looks as if it had come down did so by chance."""
         if self._may_recover(timeline, total):
             return Severity.INFO
-        outputs = given(timeline, "input_signal")
-        outputs = outputs[np.isfinite(outputs)]
-        silent = timeline.step_count >= PATIENCE and bool((outputs[-1:] < 10**self.most_total).any())
-        return max(gravity(timeline), Severity.WARNING if silent else Severity.INFO)
+        constant = timeline.step_count >= PATIENCE and silent(timeline)
+        return max(gravity(timeline), Severity.WARNING if constant else Severity.INFO)
 
     def _hit(self, timeline: Timeline, growth: InitGrowth) -> Hit:
         sigmoids = sum(timeline.modules[path].activation == "sigmoid" for path in growth.rhos)

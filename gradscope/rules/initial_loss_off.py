@@ -10,6 +10,7 @@ from typing import final
 
 from gradscope.depth import begins_at_zero
 from gradscope.depth import plain
+from gradscope.depth import updates_within
 from gradscope.evidence import PATIENCE
 from gradscope.evidence import overshot
 from gradscope.evidence import works
@@ -80,6 +81,8 @@ class InitialLossOff(Rule):
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         loss = sole_loss(timeline)
         if loss is None or timeline.noisy_loss or not len(timeline.loss) or timeline.loss_steps[0] > 0:
+            return
+        if updates_within(timeline):
             return
         expected = self._expected(timeline, loss)
         first = each(timeline, loss, float(timeline.loss[0]))

@@ -197,13 +197,12 @@ def _shares(low: float, high: float) -> Remedy:
 
 
 def _log_probabilities(loss: LossInfo) -> Remedy:
-    if loss.kind == "ctc":
-        return Remedy("Give ctc_loss the output of log_softmax.", "output = model(x).log_softmax(dim=-1)")
-    if loss.kind == "kl_div":
-        return Remedy(
-            "Give kl_div the output of log_softmax.",
-            'loss = torch.nn.functional.kl_div(model(x).log_softmax(dim=-1), y, reduction="batchmean")',
-        )
+    if loss.kind in ("ctc", "kl_div"):
+        squashed = loss.producer == "softmax"  # the model ends in one: a log_softmax of that would squash it twice
+        logarithm = "model(x).clamp_min(1e-30).log()" if squashed else "model(x).log_softmax(dim=-1)"
+        where = f"in place of the softmax that stands before {loss.kind}" if squashed else f"before {loss.kind}"
+        whole = f'loss = torch.nn.functional.kl_div({logarithm}, y, reduction="batchmean")'
+        return Remedy(f"Put log_softmax {where}.", f"output = {logarithm}" if loss.kind == "ctc" else whole)
     instead = (
         f"and take out the {loss.producer} at the end of the model" if loss.producer else "or put log_softmax before nll_loss"
     )

@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gradscope.evidence import warming_up
+from gradscope.objective import each
 from gradscope.objective import one_batch
 from gradscope.objective import sole_loss
+from gradscope.objective import spreads
 from gradscope.objective import targets
 from gradscope.records import Hit
 from gradscope.records import Remedy
@@ -43,11 +45,18 @@ class LossPlateau(Rule):
     ## How it is told apart
 
     A loss that has reached its end lies far below a constant prediction. Slow progress is a trend, and counts as progress. In
-    a warm-up the rate is not there yet. Where 2 % of the targets are absurd, batches' variances lie tenfold apart: then that of
-    the first is no level. Losses of GANs and of actors and critics, and losses that go below zero, measure no
+    a warm-up the rate is not there yet. Losses of GANs and of actors and critics, and losses that go below zero, measure no
     distance to a goal, and are not judged. Of several cross-entropies that are added the level is the sum; of several squared
     errors it is not known, but where they are the parts of one mean: an autoencoder with a codebook stood at 1.21 in all while
     its reconstruction, whose constant prediction has 1.0, came down.
+
+    A squared error scatters with the targets of its batch, and is compared with their variance where that is known of ten
+    batches: below four fifths of it the model has learned, and so it has where the ratio falls and is below 95 %. A regression
+    on counts was at 0.95 of its batches' variance, then 0.88 and 0.81, while its loss showed no trend within 130 steps. Where
+    the tails of the targets are heavy there is no level: the variances of 90 % and 10 % of the batches lay 11 to 76 times
+    apart with Student's t of 1.5 degrees of freedom, and 240 to 430 times where 2 % of the targets were absurd (eight seeds
+    each), but 1.0 to 2.2 times in ordinary regressions on batches of 32 or more. Batches of eight normal targets have 4.2. Few
+    batches' may be alike by chance; so do the losses of the last 200 steps lie apart then, 10 to 53 times, else by 1.8.
 
     ## What to do
 
@@ -79,11 +88,13 @@ class LossPlateau(Rule):
     guessed: float = 0.99  # of the same, above which the way down to it is not counted as a trend
     alike: float = 3.0  # times which the variance of most batches and of the first may differ, for it to be a level
     drift: float = 0.02  # from where it started, where the level is not known
+    scattered: float = 6.0  # times which batches' variances lie apart (tenth to ninetieth percentile), for none to be a level
+    least_batches: int = 10  # whose variance is known, for losses to be compared with it
     window: int = 100  # losses without progress
     blind_window: int = 200  # the same, where the level is not known
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
-        if timeline.several_objectives or timeline.converged or warming_up(timeline):
+        if timeline.several_objectives or timeline.converged or warming_up(timeline) or self._tells_nothing(timeline):
             return
         full = timeline.loss_steps >= _full_rate_from(timeline)
         flat = timeline.loss[full]
@@ -103,6 +114,27 @@ class LossPlateau(Rule):
             return self.blind_window
         there = self.guessed * baseline <= timeline.last_loss <= baseline / self.level
         return self.window if there else self.blind_window
+
+    def _tells_nothing(self, timeline: Timeline) -> bool:
+        """Whether squared errors are below a constant's on their own batches, or scatter with these so that none is a level."""
+        loss = sole_loss(timeline)
+        if loss is None or loss.kind != "mse":
+            return False
+        variances, steps = spreads(timeline) ** 2, timeline.steps
+        known = np.isfinite(variances) & (variances > 0) & np.isin(steps, timeline.loss_steps)
+        if known.sum() < self.least_batches:
+            return False
+        if self._scatters(variances[known]) or self._scatters(timeline.loss[-self.blind_window :]):
+            return True
+        left = timeline.loss[np.isin(timeline.loss_steps, steps[known])] / variances[known] * each(timeline, loss, 1.0)
+        recent = left[steps[known] >= timeline.loss_steps[-self.blind_window :][0]]
+        now = median_of(recent[-self.least_batches :]) if len(recent) >= self.least_batches else np.inf
+        return bool(now < self.level or (now < self.level_from_above and falls(recent)))
+
+    def _scatters(self, values: npt.NDArray[np.float64]) -> bool:
+        known = values[np.isfinite(values)]
+        low, high = np.quantile(known, (0.1, 0.9)) if len(known) else (np.nan, np.nan)
+        return bool(high > self.scattered * low)
 
     def _reference(self, timeline: Timeline, flat: npt.NDArray[np.float64]) -> tuple[str, float] | None:
         """The level that the loss has not left, and what it is; None where it has."""

@@ -53,10 +53,10 @@ class LossReductionSum(Rule):
     ## What it does
 
     Looks in the autograd graph for a loss with `reduction="sum"` that is not divided afterwards, or for one written by hand,
-    such as a likelihood, that ends in a bare `sum()`. It blames it where the optimizer takes steps in proportion to the
-    gradient, and they are too long, and those of a mean would not be: the first five steps move the median weight matrix by a
-    tenth of its norm or more, or the step goes beyond the far side of the valley when the batch is tried again (an overshoot
-    above 1). Otherwise a sum is an aside.
+    such as a likelihood, that ends in a bare `sum()`, or is added up from eight calls of a loss function or more. It blames
+    it where the optimizer takes steps in proportion to the gradient, and they are too long, and those of a mean would not be:
+    the first five steps move the median weight matrix by a tenth of its norm or more, or the step goes beyond the far side of
+    the valley when the batch is tried again (an overshoot above 1). Otherwise a sum is an aside.
 
     ## Why it is bad
 
@@ -69,6 +69,8 @@ class LossReductionSum(Rule):
       tells: those after it may have blown up.
     - A sum that is divided by the batch (as losses over pictures often are) counts for what it is multiplied with in all: less
       than half of N, or less than 8, is left alone.
+    - A loss that is added up from a function's calls, sample by sample or step by step, is known by the first eight of them,
+      if all have the same weight: there may be more, and a mean over eight is what its steps are compared with.
     - Of a loss written by hand it is not known what its sum is over: the first dimension is taken for the batch. Where no
       overshoot was measured and the loss has not jumped, it is an aside for twenty steps.
     - Adam, RMSprop and Adagrad divide by the gradient's size: there the sum changes next to nothing.
@@ -108,15 +110,18 @@ class LossReductionSum(Rule):
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         loss = sole_loss(timeline) or _by_hand(timeline)
-        if loss is None or loss.reduction != "sum" or not len(timeline.loss):
+        each_alone = None if loss is not None else _one_by_one(timeline)
+        if each_alone is not None:
+            found = self._measured(timeline, *each_alone)
+        elif loss is not None and loss.reduction == "sum" and len(timeline.loss):
+            count = terms(timeline, loss)
+            found = self._measured(timeline, loss, count, count * abs(loss_weight(timeline)))
+        else:
             return
-        found = self._measured(timeline, loss)
         if found.factor >= max(self.least_terms, self.least_share * found.terms):
             yield self._hit(timeline, found)
 
-    def _measured(self, timeline: Timeline, loss: LossInfo) -> _Sum:
-        count = terms(timeline, loss)
-        factor = count * abs(loss_weight(timeline))
+    def _measured(self, timeline: Timeline, loss: LossInfo, count: float, factor: float) -> _Sum:
         sizes = step_sizes(timeline)[: self.first_frames]
         size, start = median_of(sizes), float(next(iter(sizes[np.isfinite(sizes)]), math.nan))
         probe = next((p for p in timeline.info.probes if p.overshoot > 1), None)
@@ -160,7 +165,8 @@ class LossReductionSum(Rule):
 
     def _message(self, timeline: Timeline, found: _Sum, *, blamed: bool) -> str:
         name = "The loss" if found.loss.kind == "other" else found.loss.kind
-        begins = f"{name} is a sum over {found.terms:.0f} terms, so that gradients are {found.factor:.3g} times those"
+        least = "" if found.loss.reduction == "sum" else "at least "
+        begins = f"{name} is a sum over {least}{found.terms:.0f} terms, so that gradients are {found.factor:.3g} times those"
         if not blamed:
             why = "the optimizer makes up for" if adapts(timeline) else "the learning rate seems to make up for"
             return f"{begins} of a mean, which {why}."
@@ -174,8 +180,9 @@ class LossReductionSum(Rule):
         """By the loss as a mean, which the loss of a constant prediction is known as."""
         if timeline.onset is not None:
             return Severity.CRITICAL
-        last = each(timeline, found.loss, timeline.last_loss)
-        classes = found.loss.classes or 0
+        by_term = found.loss.reduction == "sum"
+        last = each(timeline, found.loss, timeline.last_loss) if by_term else timeline.last_loss / found.factor
+        classes = _classes(found.loss)
         guess = math.log(classes) if found.loss.kind == "cross_entropy" and classes > 1 else math.inf
         if timeline.learning and last < 0.95 * guess:
             return Severity.INFO if last < 0.5 * guess or math.isinf(guess) else Severity.WARNING
@@ -187,6 +194,23 @@ def _by_hand(timeline: Timeline) -> LossInfo | None:
     losses = timeline.info.wiring.losses if timeline.info.wiring else ()
     bare = len(losses) == 1 and losses[0].kind == "other" and losses[0].reduction == "sum"
     return losses[0] if bare and not timeline.several_objectives else None
+
+
+def _one_by_one(timeline: Timeline) -> tuple[LossInfo, float, float] | None:
+    """A loss that is added up from many calls of one function, of a sample each, say; how many are known, and their weight."""
+    losses = timeline.info.wiring.losses if timeline.info.wiring else ()
+    alike = {(loss.kind, loss.classes) for loss in losses}
+    if len(alike) != 1 or losses[0].kind == "other" or timeline.several_objectives or not len(timeline.loss):
+        return None
+    weights = [median_of(column) for column in timeline.column("loss.weight").T]
+    same = len(weights) > 1 and all(weight == weights[0] for weight in weights)
+    return (losses[0], float(len(weights)), abs(sum(weights))) if same and losses[0].reduction != "sum" else None
+
+
+def _classes(loss: LossInfo) -> int:
+    """Classes of a cross-entropy, also of one that is written out, by the shape of its logits."""
+    shape = loss.input_shape or ()
+    return loss.classes or (shape[1] if loss.kind == "cross_entropy" and len(shape) > 1 else 0)
 
 
 def _remedy(found: _Sum, rate: float) -> Remedy:
@@ -202,7 +226,7 @@ def _remedy(found: _Sum, rate: float) -> Remedy:
 
 def _mean(found: _Sum) -> str:
     """Code for the loss as a mean."""
-    if found.loss.kind == "other":
+    if found.loss.kind == "other" or found.loss.reduction != "sum":
         return f"loss = loss / {found.terms:.0f}  # before loss.backward(): a mean"
     function = FUNCTIONS.get(found.loss.kind, found.loss.kind)
     output = "output.log_softmax(dim=-1)" if found.loss.kind in ("nll", "kl_div") else "output"

@@ -35,11 +35,12 @@ class OptimizerMissesParameters(Rule):
 
     ## What it does
 
-    Finds parameters with `requires_grad` that had a non-zero gradient in ten sampled steps, are in no parameter group of any
-    optimizer that steps, and whose norm stayed the same to the last bit. Where the loop steps an optimizer that holds not
-    one parameter of the model, it says so after six steps. After ten sampled steps it also names layers and parameters that
-    the forward pass uses and that `model.parameters()` does not know, because they stand in a plain list, in a plain object,
-    or are made within the forward pass: the autograd graph shows them, and that no optimizer holds them or wrote to them.
+    Finds parameters with `requires_grad` that had a non-zero gradient in ten sampled steps, or in five over 40 steps or more,
+    are in no parameter group of any optimizer that steps, and whose norm stayed the same to the last bit. Where the loop
+    steps an optimizer that holds not one parameter of the model, it says so after six steps. After ten sampled steps it also
+    names layers and parameters that the forward pass uses and that `model.parameters()` does not know, because they stand in
+    a plain list, in a plain object, or are made within the forward pass: the autograd graph shows them, and that no optimizer
+    holds them or wrote to them.
 
     ## Why it is bad
 
@@ -84,6 +85,8 @@ class OptimizerMissesParameters(Rule):
     )  # fmt: skip
 
     least_samples: int = 10  # sampled steps with a gradient
+    few_samples: int = 5  # the same, where they span many steps: late in a run few are sampled
+    far_apart: int = 40  # steps
     foreign_steps: int = 6  # of an optimizer without the model's parameters; a critic may step five times before its actor
     critical_share: float = 0.5  # of the trainable elements
 
@@ -113,8 +116,15 @@ class OptimizerMissesParameters(Rule):
         trainable = np.array([bool(p and p.trainable) for p in known], dtype=bool)
         gradients = timeline.column("weight_gradient.norm") > 0
         thawed = ~gradients[0]  # what was frozen at the start and gets a gradient later
-        fed = gradients.sum(axis=0) >= self.least_samples
+        fed = self._long_enough(timeline, gradients)
         return np.asarray(outside & (trainable | thawed) & fed & ~_moved(timeline))
+
+    def _long_enough(self, timeline: Timeline, gradients: Mask) -> Mask:
+        """Which parameters had gradients in many sampled steps, or in some that lie far apart; [parameter sites]."""
+        counts = gradients.sum(axis=0)
+        first, last = np.argmax(gradients, axis=0), len(gradients) - 1 - np.argmax(gradients[::-1], axis=0)
+        far = timeline.steps[last] - timeline.steps[first] >= self.far_apart
+        return np.asarray((counts >= self.least_samples) | ((counts >= self.few_samples) & far))
 
     def _partial(self, timeline: Timeline, missed: Mask) -> Hit:
         names = parameter_names(timeline, missed)

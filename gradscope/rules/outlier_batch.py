@@ -81,6 +81,8 @@ class OutlierBatch(Rule):
     - Data that are different from then on, so that the loss stays where it leapt to, are no outlier.
     - A small last batch has another root mean square: less than four times the usual is not out of range. That of a single
       sample was 2.5 times that of batches of 37, in the step in which its own deviation was divided by.
+    - Where one target in fifty is absurd, every other batch holds one, and twenty losses may lie a hundred times above the
+      twenty before by chance (0.3 against 50): to be harm, their median has to exceed nine tenths of those before as well.
     - A loss that is infinite because of a weight of 1/0, or of a value that came out of numbers of ordinary size, is
       `nonfinite-input` or `nonfinite-origin`.
 
@@ -122,6 +124,7 @@ class OutlierBatch(Rule):
     fall: float = 3.0  # times that a loss comes down within as many steps as are one event, where a leap was one batch's
     harm_steps: int = 20  # before and after, whose losses are compared
     harm: float = 1.5  # times the median loss before
+    scatter: float = 0.9  # share of the losses before that the median after has to exceed as well
     blow_up_steps: int = 50  # within which a blow-up is laid to the outlier
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
@@ -268,11 +271,15 @@ class OutlierBatch(Rule):
         return bool((sizes[near] >= LONG_STEP).any() and (sizes[near] > self.leap * before).any())
 
     def _suffered(self, timeline: Timeline, step: int) -> bool:
-        """Whether the loss was worse for some time after."""
+        """Whether the loss was worse for some time after, by more than it scattered before."""
         steps = timeline.loss_steps
-        before = median_of(timeline.loss[(steps < step) & (steps >= step - self.harm_steps)])
+        losses = timeline.loss[(steps < step) & (steps >= step - self.harm_steps)]
+        before, losses = median_of(losses), losses[np.isfinite(losses)]
         after = timeline.loss[(steps > step) & (steps <= step + self.harm_steps)]
-        return len(after) >= self.harm_steps // 2 and bool(median_of(after) > before + (self.harm - 1) * abs(before))
+        if len(after) < self.harm_steps // 2 or not len(losses):
+            return False
+        worse = before + (self.harm - 1) * abs(before)
+        return bool(median_of(after) > max(worse, float(np.quantile(losses, self.scatter))))
 
 
 def _at(timeline: Timeline, field: str, step: int) -> float:

@@ -9,6 +9,7 @@ from typing import ClassVar
 from typing import final
 
 import numpy as np
+import numpy.typing as npt
 
 from gradscope.depth import plain
 from gradscope.evidence import before_onset
@@ -37,7 +38,8 @@ class OutputLogitDrift(Rule):
     ## What it does
 
     Looks at the mean magnitude of log Z, the logsumexp of the logits. It speaks where that is above ten times ln C for C
-    classes in the last five sampled steps or more, over 50 steps or more, and at least twice what it was at the start.
+    classes in the last five readings or more, over 50 steps or more, or in the last three, each higher than the one before,
+    over 100 steps or more, and at least twice what it was at the start.
 
     ## Why it is bad
 
@@ -50,7 +52,8 @@ class OutputLogitDrift(Rule):
     - Where a learning rate is too high, logits grow within a few steps, and that rule explains this finding.
     - A loss below zero holds more than a cross-entropy, an energy that is pushed down, say, and its fall says nothing of
       what is learned. There the finding is a warning where the numbers are too coarse for the logits: log Z times the
-      distance of two numbers above 1 (0.0078 in bfloat16) comes to 2 or more.
+      distance of two numbers above 1 (0.0078 in bfloat16) comes to 2 or more, in the median of the last five readings, those
+      of the first half of the run left out: on a budget they are few and far between.
     - A classifier that is sure of its answers has large logits as well: where training has converged nothing is said, and
       where it works the finding is for information. Nor is anything said where a training that had converged blows up later:
       an MLP whose rate a schedule raised fifty times at step 100 had been above ten times ln C from step 36 or 44 on (two
@@ -86,6 +89,8 @@ class OutputLogitDrift(Rule):
     growth: float = 2.0  # times the start
     least_samples: int = 5  # the last ones
     lasting_steps: int = 50  # that they span
+    few_samples: int = 3  # the last ones, where each is higher than the one before
+    few_steps: int = 100  # that these span
     converged: float = 0.05  # of the best constant prediction's loss, before a blow-up
     coarse: float = 2.0  # distance of two numbers of log Z's size
 
@@ -100,12 +105,19 @@ class OutputLogitDrift(Rule):
             rows = np.flatnonzero(np.isfinite(drift[:, site]))
             below = np.flatnonzero(drift[rows, site] <= self.high * math.log(classes))
             above = rows[below[-1] + 1 :] if len(below) else rows
-            if len(above) < self.least_samples or steps[above[-1]] - steps[above[0]] < self.lasting_steps:
+            if not self._lasts(steps[above], drift[above, site]):
                 continue
             first, last = float(drift[rows[0], site]), float(drift[rows[-1], site])
             if last >= self.growth * first:
                 yield self._hit(timeline, classes, (first, last), (int(steps[above[0]]), int(steps[above[-1]])))
                 return
+
+    def _lasts(self, steps: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> bool:
+        """Whether enough readings, over enough steps, are high; on a budget of time there may be few, but they are rising."""
+        span = int(steps[-1] - steps[0]) if len(steps) else 0
+        rising = bool((np.diff(values) > 0).all())
+        few = rising and len(steps) >= self.few_samples and span >= self.few_steps
+        return few or (len(steps) >= self.least_samples and span >= self.lasting_steps)
 
     def _sure_of_its_answers(self, timeline: Timeline) -> bool:
         """Whether training had converged, before it blew up where it did."""
@@ -118,7 +130,8 @@ class OutputLogitDrift(Rule):
         """Whether numbers of the logits' size lie too far apart, in a loss that holds more than their cross-entropy."""
         module = timeline.modules.get(next(iter(output_module(timeline)), ""))
         epsilon = EPSILON.get(str(module.dtype), 0.0) if module is not None else 0.0
-        drift = given(timeline, "log_partition")[before_onset(timeline)]
+        late = before_onset(timeline) & (timeline.steps >= timeline.step_count // 2)
+        drift = given(timeline, "log_partition")[late]
         return timeline.last_loss < 0 and median_of(drift[np.isfinite(drift)][-self.least_samples :]) * epsilon >= self.coarse
 
     def _hit(self, timeline: Timeline, classes: int, values: tuple[float, float], steps: tuple[int, int]) -> Hit:

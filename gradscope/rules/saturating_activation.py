@@ -21,6 +21,7 @@ from gradscope.evidence import RELU_FOR_SIGMOID
 from gradscope.evidence import gravity
 from gradscope.evidence import named
 from gradscope.evidence import works
+from gradscope.objective import silent
 from gradscope.records import Hit
 from gradscope.records import Remedy
 from gradscope.records import Severity
@@ -84,8 +85,9 @@ class SaturatingActivation(Rule):
 
     Sigmoids in branches that run in parallel are taken for depth. Where training works the finding is for information: where
     the loss has come under three quarters of a constant prediction's. Above that the last biases alone may have brought it
-    down: an autoencoder of seven sigmoid layers went from 0.69 to 0.61 and 0.59, and gave all pictures the same for 200 steps
-    and more; with ELUs it came to 0.42.
+    down, and so they have where the output varied by less than 0.001 over the batch when it was last seen (the bound of
+    `init-too-small`, which this explains): an autoencoder of seven sigmoid layers went from 0.69 to 0.61 and 0.59, and gave
+    all pictures the same for 200 steps and more; with ELUs it came to 0.42.
 
     ## References
 
@@ -180,7 +182,7 @@ class SaturatingActivation(Rule):
 
     def _learns(self, timeline: Timeline) -> bool:
         """Whether more was learned than what the last layers' biases can do by themselves."""
-        return works(timeline) and timeline.last_loss < self.learned * timeline.baseline
+        return works(timeline) and timeline.last_loss < self.learned * timeline.baseline and not silent(timeline)
 
     def _flat_from_the_start(self, timeline: Timeline) -> Hit | None:
         layers = [x for x in timeline.layers[:-1] if x.module.activation in FLAT and not x.module.norm_follows]

@@ -52,6 +52,15 @@ def test_a_young_training_takes_a_first_step_that_is_too_long() -> None:
     assert run(steps=range(20), ratio=0.09)[0].severity is Severity.INFO
 
 
+def test_momentum_makes_the_first_step_the_shortest() -> None:
+    def growing(step: int) -> float:
+        return 0.08 if step == 0 else min(0.1 + 0.02 * step, 0.3)
+
+    assert run(steps=range(20), ratio=growing)[0].severity is Severity.WARNING
+    assert run(steps=range(20), ratio=growing)[0].evidence["update_ratio"] == pytest.approx(0.08)
+    assert run(steps=range(20), ratio=growing, pulses={})[0].severity is Severity.INFO
+
+
 def test_the_division_by_k_is_seen() -> None:
     assert not run(weight=0.25)
 

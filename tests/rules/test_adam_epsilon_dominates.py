@@ -120,3 +120,11 @@ def test_it_asks_for_a_hundred_steps() -> None:
 def test_healthy_and_broken_numbers_raise_nothing() -> None:
     for timeline in (build(), empty(), poisoned(math.nan), poisoned(math.inf), poisoned(0.0)):
         assert not hits(timeline)
+
+
+def test_the_code_multiplies_the_gradient() -> None:
+    torch = pytest.importorskip("torch")
+    weight = torch.ones(1, requires_grad=True)
+    (hit,) = run(gradient=3e-22, eps=1e-8)
+    exec(str(hit.remedy.code), {"loss": (2 * weight).sum()})
+    assert weight.grad.item() == pytest.approx(2e12)

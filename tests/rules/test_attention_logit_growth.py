@@ -73,32 +73,36 @@ def test_a_blow_up_after_growth_is_critical_and_only_what_came_before_counts() -
     assert not run(lambda step: 6.0 if step < 60 else 1e6, pulses=broken)
 
 
+def grown(step: int) -> float:
+    return 200.0 if step else 6.0
+
+
 def test_the_remedy_normalises_queries_and_keys_of_one_projection() -> None:
-    (hit,) = run(lambda step: 200.0)
+    (hit,) = run(grown)
     assert "{'block.qkv': 16}.items()" in (hit.remedy.code or "")
 
 
 def test_the_remedy_normalises_two_projections() -> None:
     keys = parameter("block.k.weight", (16, 16))
     both = Net((*APART.modules, ModuleInfo("block.k", "Linear", "linear", (keys.name,))), (*APART.parameters, keys))
-    (hit,) = run(lambda step: 200.0, net=both, site="block.q")
+    (hit,) = run(grown, net=both, site="block.q")
     assert "{'block.q': 16, 'block.k': 16}.items()" in (hit.remedy.code or "")
 
 
 def test_queries_alone_are_not_normalised() -> None:
-    (hit,) = run(lambda step: 200.0, net=APART, site="block.q")
+    (hit,) = run(grown, net=APART, site="block.q")
     assert hit.remedy.code is None
 
 
 def test_torchs_own_attention_has_no_projection_to_wrap() -> None:
     own = (parameter("attn.in_proj_weight", (48, 16)), parameter("attn.in_proj_bias", (48,)))
     net = Net((ModuleInfo("attn", "MultiheadAttention", "attention", tuple(p.name for p in own)),), own)
-    (hit,) = run(lambda step: 200.0, net=net, site="attn")
+    (hit,) = run(grown, net=net, site="attn")
     assert hit.remedy.code is None and "QK-norm" in hit.remedy.text
 
 
 def test_where_the_projection_is_not_known_there_is_no_code() -> None:
-    (hit,) = run(lambda step: 200.0, site="(attention)")
+    (hit,) = run(grown, site="(attention)")
     assert hit.remedy.code is None
 
 
@@ -117,3 +121,22 @@ def test_logits_that_are_alarming_from_the_start_are_sure_where_training_stands_
     assert (strength(400.0), strength(400.0, total=90)) == (3.0, 1.0)
     assert strength(80.0) == 1.0
     assert strength(400.0, pulses={}) == 1.0  # it learns
+
+
+def test_logits_that_were_large_before_any_step_are_divided_by_too_little() -> None:
+    (hit,) = run(lambda step: 200.0)
+    assert hit.remedy.code is None and "by √d" in hit.remedy.text
+
+
+def test_the_code_bounds_the_products_of_two_projections() -> None:
+    torch = pytest.importorskip("torch")
+    keys = parameter("block.k.weight", (16, 16))
+    both = Net((*APART.modules, ModuleInfo("block.k", "Linear", "linear", (keys.name,))), (*APART.parameters, keys))
+    (hit,) = run(grown, net=both, site="block.q")
+    model = torch.nn.Module()
+    model.block = torch.nn.ModuleDict({name: torch.nn.Linear(16, 16) for name in "qk"})
+    with torch.no_grad():
+        model.block["q"].weight.mul_(1e4)
+    exec(str(hit.remedy.code), {"torch": torch, "model": model})
+    x = torch.randn(32, 16)
+    assert (model.block["q"](x) @ model.block["k"](x).T).abs().max() <= 16 * 1.001

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from gradscope.diagnosis import diagnose
 from gradscope.records import Hit
 from gradscope.records import OptimizerInfo
 from gradscope.records import Severity
 from gradscope.rules.clipping_misplaced import ClippingMisplaced
+from gradscope.rules.outlier_batch import OutlierBatch
 from gradscope.timeline import Timeline
 from tests.timelines import build
 from tests.timelines import empty
@@ -93,3 +95,17 @@ def test_it_is_critical_where_training_blew_up_by_steps_that_a_limit_in_its_plac
     assert blown_up(norm=0.4)[0].severity is Severity.WARNING  # below the limit
     assert blown_up(norm=0.6)[0].severity is Severity.WARNING  # and steps as long with it
     assert blown_up(optimizer="Adam")[0].severity is Severity.WARNING  # which divides by their size
+
+
+def test_it_explains_an_outlier_that_the_limit_had_borne() -> None:
+    columns = {"step.clip_place": 2.0, "step.clip_limit": 0.5, "step.clip_norm": 1.0}
+    columns |= {"input.absmax": lambda step: 90.0 if step == 60 else 3.0 + 0.1 * (step % 3)}
+    pulses = {
+        "gradient_norm": lambda step: 60.0 if step == 60 else 1.0 + 0.05 * (step % 3),
+        "loss": lambda step: 1.0 + 2 * (step >= 60),
+    }
+    timeline = build(steps=range(90), columns=columns, pulses=pulses)
+    report = diagnose(timeline, (ClippingMisplaced(), OutlierBatch()))
+    assert [finding.rule for finding in report.findings] == ["clipping-misplaced", "outlier-batch"]
+    assert report.findings[1].severity >= Severity.WARNING
+    assert report.findings[0].explains == ("outlier-batch",)

@@ -88,9 +88,12 @@ def test_is_silent_on_frozen_parameters() -> None:
     assert not hits(build(net, columns={"weight_gradient.norm": {"body.weight": math.nan}}))
 
 
-def test_is_silent_on_a_module_whose_output_nothing_uses() -> None:
+def test_a_module_whose_output_nothing_uses_is_an_aside() -> None:
     wiring = classification(reached=("layers.0.weight", "layers.4.weight"))
-    assert not hits(detached({"layers.2.weight": math.nan}, wiring=wiring))
+    (hit,) = hits(detached({"layers.2.weight": math.nan}, wiring=wiring, pulses={"loss": 1.4}))
+    assert (hit.severity, hit.modules) == (Severity.INFO, ("layers.2",))
+    assert "no loss uses their output" in hit.message and ".item()" in hit.remedy.text
+    assert not hits(detached({"layers.2.weight": math.nan}, wiring=wiring, steps=range(9)))
 
 
 def test_a_cut_seen_in_the_graph_convicts_a_branch_in_the_middle() -> None:

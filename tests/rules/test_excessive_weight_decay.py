@@ -152,3 +152,8 @@ def test_a_loss_that_falls_because_the_penalty_does_is_no_progress() -> None:
     assert len(shrinking(0.05, classification())) == 1
     assert not shrinking(0.2, classification())
     assert not shrinking(math.nan, classification())
+
+
+def test_is_silent_where_decay_acts_alone_for_want_of_a_gradient() -> None:
+    assert run(20.0)
+    assert not run(20.0, gradient=0.0, pulses={**STUCK, "gradient_norm": 0.0})

@@ -155,6 +155,24 @@ def test_a_norm_that_overflows_leaves_nothing_but_zeros() -> None:
     assert not divided(role="activation")
 
 
+def test_a_norm_that_overflows_is_a_warning_where_the_loss_got_worse_with_it_and_stayed_so() -> None:
+    modules = tuple(replace(m, role="other") if m.path == "scale" else m for m in NORM)
+
+    def after(level: float, *, until: int = 1000) -> Severity:
+        columns = {
+            "activation.zero": {"layers.1": 0.5, "scale": lambda step: 0.95 if step >= 50 else 0.5},
+            "activation.absmax": {"layers.1": 300.0},
+            "activation.rms": {"layers.1": 30.0},
+        }
+        losses = {"loss": lambda step: level if 50 <= step < until else max(0.06, 1.4 - step / 10)}
+        (hit,) = hits(build(Net(modules, HALF.parameters), columns=columns, pulses=losses))
+        return hit.severity
+
+    assert after(1.2) is Severity.WARNING  # below ln 4, so that training would pass for one that works
+    assert after(0.15) is Severity.INFO  # by less than a tenth of the start
+    assert after(1.2, until=75) is Severity.INFO  # it came back
+
+
 def test_without_scaler_and_float16_it_says_why_it_cannot_look() -> None:
     assert "float16" in (Fp16Overflow().obstacle(build()) or "")
     assert Fp16Overflow().obstacle(build(HALF)) is None

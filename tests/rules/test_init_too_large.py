@@ -10,6 +10,7 @@ import pytest
 
 from gradscope.records import Hit
 from gradscope.records import ModuleInfo
+from gradscope.records import OptimizerInfo
 from gradscope.records import Severity
 from gradscope.records import StepQuality
 from gradscope.rules.init_too_large import InitTooLarge
@@ -223,3 +224,11 @@ def test_only_step_0_shows_how_weights_were_initialised() -> None:
 def test_healthy_and_broken_numbers_raise_nothing() -> None:
     for timeline in (build(DEEP), empty(), poisoned(math.nan, net=DEEP), poisoned(math.inf, net=DEEP), poisoned(0.0, net=DEEP)):
         assert not hits(timeline)
+
+
+def test_after_several_updates_within_the_first_step_no_weights_are_the_initial_ones() -> None:
+    names = tuple(p.name for p in DEEP.parameters)
+    for optimizer, forwards, found in (("LBFGS", 20.0, 0), ("LBFGS", 1.0, 1), ("SGD", 4.0, 1)):
+        columns = {**grown(DEEP, 5.8), "step.forwards": forwards}
+        optimizers = (OptimizerInfo(optimizer, 1.0, names, 0, {}),)
+        assert len(hits(build(DEEP, columns=columns, pulses=BLOWN_UP, optimizers=optimizers))) == found

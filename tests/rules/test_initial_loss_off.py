@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from gradscope.records import Hit
+from gradscope.records import OptimizerInfo
 from gradscope.records import Severity
 from gradscope.rules.initial_loss_off import InitialLossOff
 from gradscope.timeline import Timeline
 from tests.timelines import CLASSES
+from tests.timelines import SMALL
 from tests.timelines import build
 from tests.timelines import empty
 from tests.timelines import one_loss
@@ -45,6 +47,13 @@ def test_is_an_aside_where_training_works_or_has_only_begun() -> None:
 @pytest.mark.parametrize(("first", "found"), [(2.9 * GUESS, 0), (3.1 * GUESS, 1), (0.11 * GUESS, 0), (0.09 * GUESS, 1)])
 def test_boundaries_of_a_classifier(first: float, found: int) -> None:
     assert len(hits(run(first, first))) == found
+
+
+def test_after_several_updates_within_the_first_step_no_loss_is_the_first() -> None:
+    names = tuple(p.name for p in SMALL.parameters)
+    optimizers = (OptimizerInfo("LBFGS", 1.0, names, 0, {}),)
+    for forwards, found in ((4.0, 0), (1.0, 1)):
+        assert len(hits(run(20.0, 18.5, {**HOT, "step.forwards": forwards}, optimizers=optimizers))) == found
 
 
 def test_a_low_start_is_an_aside_and_only_at_step_0() -> None:

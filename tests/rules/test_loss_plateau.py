@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,9 @@ def test_survives_what_is_not_finite_or_not_there() -> None:
     assert not hits(run(np.where(np.arange(150) == 140, math.nan, LN4)))
     for value in (math.nan, math.inf, -math.inf):
         hits(poisoned(value))
+        columns = dict.fromkeys(regressed(), value)
+        hits(build(total=200, columns=columns, pulses={"loss": value}, wiring=one_loss(baseline=1.0)))
+        hits(build(total=200, columns=regressed(), pulses={"loss": value}, wiring=one_loss(baseline=1.0)))
     hits(run(LN4, pulses={"learning_rate": math.nan}))
 
 
@@ -122,3 +126,41 @@ def test_a_variance_of_the_first_batch_that_no_other_has_is_no_level() -> None:
         return build(total=300, pulses=losses, columns=regressed(std=std), wiring=one_loss(baseline=12.8))
 
     assert not hits(at(1.1)) and hits(at(3.5))
+
+
+def regression(left: Callable[[int], float], variance: Callable[[int], float]) -> Timeline:
+    """What is left of the variance of each batch's targets."""
+    columns = {**regressed(), "loss.target_rms": lambda step: math.sqrt(variance(step))}
+    losses = {"loss": lambda step: left(step) * variance(step)}
+    return build(total=120, pulses=losses, columns=columns, wiring=one_loss(baseline=variance(0)))
+
+
+def test_a_squared_error_is_measured_by_its_own_batches_where_the_first_was_an_easy_one() -> None:
+    def of_the_first(step: int) -> float:
+        return 0.5 if step == 0 else 1.0
+
+    assert hits(regression(lambda step: 1.0 + WOBBLE[step], of_the_first))
+    assert not hits(regression(lambda step: 0.7 + WOBBLE[step], of_the_first))
+
+
+def test_what_the_batches_of_long_ago_showed_says_nothing_of_now() -> None:
+    died = {"loss": lambda step: 0.5 if step < 30 else 1.0 + WOBBLE[step]}
+    seen_early = build(steps=range(30), total=400, pulses=died, columns=regressed(), wiring=one_loss(baseline=1.0))
+    assert hits(seen_early)
+
+
+def test_a_squared_error_that_comes_down_beside_its_batches_variances_is_progress() -> None:
+    def varied(step: int) -> float:
+        return (0.7, 1.4, 1.0, 0.8, 1.2)[step // 5 % 5] + 0.002 * step
+
+    assert hits(regression(lambda step: 1.0 + WOBBLE[step], varied))
+    assert not hits(regression(lambda step: 0.99 - 0.0012 * step, varied))
+
+
+def test_targets_with_heavy_tails_have_no_level() -> None:
+    def sparse(step: int) -> float:
+        return 1.0 if step < 12 or step % 2 else 40.0
+
+    assert not hits(regression(lambda step: 1.0 + WOBBLE[step], sparse))
+    assert hits(regression(lambda step: 1.0 + WOBBLE[step], lambda step: 1.0 if step < 12 or step % 2 else 3.0))
+    assert not hits(regression(lambda step: 1.0 + WOBBLE[step], lambda step: 40.0 if step % 5 == 1 else 1.0))

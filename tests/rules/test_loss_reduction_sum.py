@@ -132,3 +132,40 @@ def test_healthy_and_broken_numbers_raise_nothing() -> None:
     for timeline in (build(), empty(), build(steps=()), poisoned(math.nan), poisoned(math.inf)):
         assert not hits(timeline)
     hits(run(math.nan, pulses={"loss": math.nan}))
+
+
+def one_by_one(ratio: Any = 0.5, *, count: int = 8, weight: Any = 1.0, **given: Any) -> list[Hit]:
+    """A cross-entropy of each sample, added up; eight of them are looked at."""
+    wiring = one_loss("cross_entropy", classes=10, input_shape=(1, 10), target_shape=(1,), baseline=math.log(10))
+    columns = {"update.ratio": ratio, "loss.weight": weight, "loss.target_count": 1.0}
+    names = [f"(loss {i})" for i in range(count)]
+    return hits(build(columns=columns, wiring=wiring, losses=names, **{"pulses": {"loss": 147.0}, **given}))
+
+
+def test_a_loss_that_is_added_up_sample_by_sample_is_a_sum() -> None:
+    (hit,) = one_by_one()
+    assert hit.severity is Severity.CRITICAL and "a sum over at least 8 terms" in hit.message
+    assert (hit.remedy.code or "").startswith("loss = loss / 8")
+    assert one_by_one(0.81)[0].severity is Severity.INFO  # an eighth of it is too long as well
+    assert not one_by_one(count=7)
+    assert not one_by_one(weight=1 / 64)  # a mean
+    assert not one_by_one(weight=[1.0] * 7 + [0.5])
+
+
+def test_a_cross_entropy_that_is_written_out_is_judged_by_the_classes_of_its_logits() -> None:
+    def written(level: float) -> Severity:
+        wiring = one_loss("cross_entropy", reduction="sum", input_shape=(64, 10), target_shape=None)
+        columns = {"update.ratio": 0.5, "loss.weight": 1.0, "loss.target_count": math.nan}
+        losses = {"loss": lambda step: 64 * (10.0 if step < 5 else level)}
+        (hit,) = hits(build(columns=columns, wiring=wiring, pulses=losses))
+        return hit.severity
+
+    assert written(2.3) is Severity.CRITICAL  # ln 10
+    assert written(0.5) is Severity.INFO
+
+
+def test_probabilities_of_classes_are_one_term() -> None:
+    wiring = one_loss("cross_entropy", reduction="sum", classes=10, input_shape=(64, 10), target_shape=(64, 10))
+    columns = {"update.ratio": 0.5, "loss.target_count": 640.0}
+    (hit,) = hits(build(columns=columns, wiring=wiring, pulses=STUCK))
+    assert hit.evidence["terms"] == 64.0

@@ -196,6 +196,14 @@ def test_gradients_that_are_not_cleared_are_another_cause() -> None:
     assert not run(lambda step: 1.4 if step < 3 else 1.4 * 2.0**step, columns={"weight_gradient.carried": 1.0})
 
 
+def test_gradients_that_were_not_cleared_in_the_first_step_that_tells_were_not_before() -> None:
+    def seen_since(carried: float) -> list[Hit]:
+        growing = lambda step: 1.4 if step < 3 else 1.4 * 2.0**step  # noqa: E731
+        return run(growing, columns={"weight_gradient.carried": carried}, steps=[0, 2, 6, 9, 10, 11], total=12)
+
+    assert seen_since(0.0) and not seen_since(1.0)
+
+
 def test_growth_proves_little_where_it_is_not_known_whether_gradients_are_cleared() -> None:
     def growing(steps: Any) -> Hit:
         (hit,) = run(lambda step: 1.4 if step < 5 else 1.4 * 1.5**step, steps=steps)
@@ -214,6 +222,13 @@ def test_steps_that_weight_decay_alone_makes_large_are_another_cause() -> None:
 def test_a_loss_far_above_a_constant_prediction_before_any_update_is_another_cause() -> None:
     assert run(lambda step: 9.9 * math.log(4) if step == 0 else math.nan, ratio=2.0)
     assert not run(lambda step: 10.1 * math.log(4) if step == 0 else math.nan, ratio=2.0)
+
+
+def test_a_loss_that_is_far_off_after_the_first_steps_own_updates_is_the_rates() -> None:
+    lbfgs = (OptimizerInfo("LBFGS", 5.0, tuple(p.name for p in SMALL.parameters), 0, {}),)
+    for forwards, named in ((4.0, True), (1.0, False)):
+        columns = {"step.forwards": forwards}
+        assert bool(run(lambda step: 1e4 * 50.0**step, ratio=3.0, columns=columns, optimizers=lbfgs)) is named
 
 
 def test_an_overshoot_beyond_what_the_scale_explains_is_the_rates() -> None:
@@ -417,6 +432,32 @@ def test_a_first_step_of_rmsprop_that_overshot_by_less_than_it_is_too_long_is_an
     assert first("RMSprop", since=0.2) > Severity.INFO
 
 
+def test_a_first_step_of_rmsprop_may_leap_far_until_three_losses_have_followed() -> None:
+    def seen(total: int, *, overshoot: float = 5.0, back: float = 2.3) -> Severity:
+        ratio = {"update.ratio": lambda step: 0.5 if step == 0 else 0.01}
+        loss = {"loss": lambda step: (2.2, 80.0)[step] if step < 2 else back}
+        probes = (probed(0, overshoot),)
+        (hit,) = hits(build(columns=ratio, pulses=loss, probes=probes, optimizers=by("RMSprop"), steps=range(total)))
+        return hit.severity
+
+    assert [seen(total) for total in (2, 4, 6, 8)] == [Severity.INFO] * 4
+    assert seen(2, overshoot=20.0) > Severity.INFO
+    assert seen(8, back=4.0) > Severity.INFO
+
+
+def coasting(shrink: float) -> Severity:
+    """The severity of a leap by a step whose velocity shrinks by this factor in each step since."""
+    sgd = OptimizerInfo("SGD", 0.1, tuple(p.name for p in SMALL.parameters), 0, {"momentum": 0.9})
+    losses = {"loss": lambda step: (1.4, 7.0)[step] if step < 2 else 0.2}
+    columns = {"update.ratio": lambda step: 0.12 * shrink**step}
+    return hits(build(columns=columns, pulses=losses, optimizers=(sgd,), steps=range(14)))[0].severity
+
+
+def test_momentum_that_coasts_down_after_a_leap_is_no_long_step() -> None:
+    assert coasting(0.9) is Severity.INFO
+    assert coasting(0.98) > Severity.INFO
+
+
 def test_first_steps_of_rmsprop_count_at_the_length_of_those_to_come() -> None:
     def early(optimizer: str, size: float) -> list[Hit]:
         ratio = {"update.ratio": lambda step: size / math.sqrt(1 - 0.99 ** (step + 1))}
@@ -450,11 +491,12 @@ def test_what_a_model_does_that_is_lost_already_is_no_blow_up() -> None:
 
 
 def test_a_step_that_overshot_slightly_is_an_aside_until_three_losses_have_followed() -> None:
-    def known(losses: int, overshoot: float) -> Severity | None:
+    def known(losses: int, overshoot: float, *, size: float = 0.01) -> Severity | None:
         seen = {"steps": range(losses), "total": losses}
-        return run(lambda step: 1.4 + 0.02 * step, ratio=0.01, probes=(probed(overshoot=overshoot),), **seen)[0].severity
+        return run(lambda step: 1.4 + 0.02 * step, ratio=size, probes=(probed(overshoot=overshoot),), **seen)[0].severity
 
-    assert (known(3, 1.5), known(4, 1.5), known(3, 2.5)) == (Severity.INFO, Severity.WARNING, Severity.WARNING)
+    assert (known(3, 1.5), known(4, 1.5), known(3, 4.5)) == (Severity.INFO, Severity.WARNING, Severity.WARNING)
+    assert (known(3, 3.5), known(4, 3.5), known(3, 3.5, size=0.2)) == (Severity.INFO, Severity.WARNING, Severity.WARNING)
 
 
 def test_a_slight_overshoot_is_an_aside_where_the_losses_halved_after_the_leap() -> None:
@@ -487,3 +529,10 @@ def test_a_step_by_a_gradient_that_is_not_finite_is_no_long_one() -> None:
 
     assert not run(lambda step: math.nan if step > 4 else 1.4, ratio=ratio, norm=norm, steps=DENSE)
     assert run(lambda step: math.nan if step > 4 else 1.4, ratio=ratio, steps=DENSE)
+
+
+def test_steps_without_any_gradient_are_weight_decays_however_weak_it_is() -> None:
+    decaying = OptimizerInfo("Adam", 0.01, tuple(p.name for p in SMALL.parameters), 0, {"weight_decay": 0.01})
+    stays = {"loss": 1.4}
+    assert hits(build(columns={"update.ratio": 0.3}, pulses=stays, optimizers=(decaying,)))
+    assert not hits(build(columns={"update.ratio": 0.3}, pulses={**stays, "gradient_norm": 0.0}, optimizers=(decaying,)))

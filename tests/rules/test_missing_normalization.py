@@ -151,3 +151,15 @@ def test_branches_that_the_model_adds_up_are_judged_by_what_their_layers_put_out
     assert hit.severity is Severity.CRITICAL
     assert not unseen(0.09)
     assert not unseen(0.2, pulses={"loss": 2.6})  # nothing blew up
+
+
+def test_the_code_normalises_what_each_layer_puts_out() -> None:
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Module()
+    model.layers = torch.nn.Sequential(*(torch.nn.ReLU() if i % 2 else torch.nn.Linear(64, 64) for i in range(23)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(30)
+    exec(str(plain()[0].remedy.code), {"torch": torch, "model": model})
+    hidden = model.layers[:21](torch.randn(8, 64))
+    assert hidden.std().item() == pytest.approx(1, rel=0.1)

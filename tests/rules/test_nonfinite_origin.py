@@ -202,3 +202,24 @@ def test_survives_what_is_not_there() -> None:
     assert not hits(empty())
     hits(poisoned(math.nan))
     assert len(hits(poisoned(math.inf))) == 1
+
+
+@pytest.mark.parametrize(
+    ("node", "worst"),
+    [("Log1p", -2.0), ("Log", 0.0), ("Div", 0.0), ("Reciprocal", 0.0), ("Sqrt", 0.0), ("Rsqrt", 0.0), ("Exp", 1e4)],
+)
+def test_the_code_keeps_the_operation_and_its_slope_finite(node: str, worst: float) -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.tensor([worst, 1.0], requires_grad=True)
+    names: dict[str, Any] = {"torch": torch, "x": x, "divisor": x}
+    exec(str(told("between", module="layers.2", node=f"{node}Backward0").remedy.code), names)
+    names["x"].sum().backward()
+    assert torch.isfinite(names["x"]).all() and torch.isfinite(x.grad).all()
+
+
+def test_the_code_stops_at_a_target_that_is_not_finite() -> None:
+    torch = pytest.importorskip("torch")
+    code = str(told("target", node="MulBackward0").remedy.code)
+    exec(code, {"torch": torch, "y": torch.ones(2)})
+    with pytest.raises(AssertionError):
+        exec(code, {"torch": torch, "y": torch.tensor([1.0, math.nan])})

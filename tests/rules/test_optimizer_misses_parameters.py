@@ -76,6 +76,17 @@ def test_is_silent_on_parameters_tied_to_one_that_is_held() -> None:
     assert not hits(partial(net=tied))
 
 
+@pytest.mark.parametrize(("steps", "count"), [((0, 10, 20, 30, 40), 1), ((0, 10, 20, 30, 39), 0), ((0, 10, 20, 40), 0)])
+def test_five_sampled_steps_do_where_they_lie_far_apart(steps: tuple[int, ...], count: int) -> None:
+    thawed = {name: lambda step: math.nan if step < 60 else 0.1 for name in STANDING}
+    timeline = partial(
+        columns={"weight.norm": STANDING, "weight_gradient.norm": thawed},
+        steps=(*range(0, 60, 5), *(60 + step for step in steps)),
+        total=300,
+    )
+    assert len(hits(timeline)) == count
+
+
 @pytest.mark.parametrize(("steps", "count"), [(9, 0), (10, 1)])
 def test_ten_sampled_steps_are_needed(steps: int, count: int) -> None:
     assert len(hits(partial(steps=range(steps)))) == count
@@ -141,3 +152,13 @@ def test_names_layers_that_were_unfrozen_without_telling_the_optimizer() -> None
     assert hit.evidence["parameters"] == ["body.weight"]
     assert hit.first_step == 15
     assert hit.evidence["share"] == pytest.approx(0.8)
+
+
+def test_the_code_makes_the_layers_the_models_own() -> None:
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Module()
+    model.hidden = [torch.nn.Linear(2, 2)]
+    (hit,) = hits(strayed(Stray("hidden[0]", "Linear", 6)))
+    assert not list(model.parameters())
+    exec(str(hit.remedy.code), {"torch": torch, "self": model, "hidden": model.hidden})
+    assert len(list(model.parameters())) == 2

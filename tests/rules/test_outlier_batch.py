@@ -71,6 +71,17 @@ def test_is_an_aside_where_the_loss_takes_no_harm() -> None:
     assert hits(run(pulses=unharmed))[0].severity is Severity.INFO
 
 
+def test_losses_that_scattered_as_far_before_took_no_harm() -> None:
+    def after(high: int) -> Severity:
+        """Every fourth loss before is a hundred times the others, and ``high`` of four after."""
+        losses = {"loss": lambda step: 50.0 if step % 4 < (1 if step <= AT else high) else 0.5}
+        return hits(run(pulses={**SPIKE, **losses}))[0].severity
+
+    assert (after(1), after(3)) == (Severity.INFO, Severity.INFO)
+    steady = {"loss": lambda step: 0.5 if step <= AT else 50.0 if step % 4 < 3 else 0.5}
+    assert hits(run(pulses={**SPIKE, **steady}))[0].severity is not Severity.INFO
+
+
 def test_is_critical_where_training_blows_up_on_it() -> None:
     blown = {**SPIKE, "loss": lambda step: 0.5 if step <= AT else math.nan}
     assert hits(run(pulses=blown))[0].severity is Severity.CRITICAL

@@ -53,6 +53,27 @@ def test_it_takes_fifty_steps() -> None:
     assert not run(lambda step: 1.4 if step < 50 else 40.0)
 
 
+def test_few_readings_do_where_they_rise_over_a_hundred_steps() -> None:
+    def sparse(readings: dict[int, float]) -> list[Hit]:
+        return run(lambda step: readings.get(step, math.nan), steps=sorted(readings), total=300)
+
+    rising = {0: 1.4, 100: 40.0, 150: 60.0, 200: 80.0}
+    assert sparse(rising)
+    assert not sparse({**rising, 150: 90.0})  # not all the way
+    assert not sparse({0: 1.4, 120: 40.0, 150: 60.0, 200: 80.0})  # 80 steps
+    assert not sparse({0: 1.4, 100: 40.0, 200: 80.0})
+
+
+def test_readings_of_the_first_half_do_not_tell_how_coarse_the_numbers_are_now() -> None:
+    net = replace(SMALL, modules=tuple(replace(module, dtype="bfloat16") for module in SMALL.modules))
+    readings = {0: 1.4, 60: 40.0, 100: 60.0, 130: 80.0, 290: 2000.0}
+    columns = {"loss.log_partition": lambda step: readings[step]}
+    losses = {"loss": lambda step: 1.4 - 0.05 * step}
+    (hit,) = hits(build(net, columns=columns, pulses=losses, steps=sorted(readings), total=300))
+    assert hit.severity is Severity.WARNING
+    assert not hits(build(columns=columns, pulses=losses, steps=sorted(readings), total=300))
+
+
 def test_a_blow_up_is_not_a_drift() -> None:
     assert not run(lambda step: 1.4 if step < 20 else 1e6, pulses={"loss": lambda step: 1.4 if step < 25 else 1e6})
 

@@ -112,7 +112,8 @@ def test_healthy_and_broken_numbers_raise_nothing() -> None:
 def test_a_matrix_that_grows_while_nothing_is_learned_does_not_take_it_back() -> None:
     last = max(STEPS)
     assert run(lambda step: -12.0 + 7.0 * step / last)[0].severity is Severity.WARNING
-    assert run(lambda step: -12.0 if step < 0.6 * last else -3.0)[0].severity is Severity.INFO
+    assert run(lambda step: -12.0 if step < 0.6 * last else -3.1)[0].severity is Severity.WARNING
+    assert run(lambda step: -12.0 if step < 0.6 * last else -2.9)[0].severity is Severity.INFO
 
 
 def test_a_recurrence_by_hand_is_seen_by_its_matrix() -> None:

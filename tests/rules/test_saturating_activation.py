@@ -63,6 +63,14 @@ def test_severity_follows_what_becomes_of_the_training() -> None:
     assert run(pulses=biases_alone)[0].severity is Severity.WARNING
 
 
+def test_an_output_that_does_not_vary_over_the_batch_was_brought_down_by_biases() -> None:
+    def works(signal: float) -> Severity:
+        columns = {"activation_gradient.rms": shrinking(0.82, SIGMOIDS), "loss.input_signal": signal}
+        return hits(build(SIGMOIDS, columns=columns))[0].severity
+
+    assert (works(0.0009), works(0.0011)) == (Severity.WARNING, Severity.INFO)
+
+
 def test_boundaries_of_slope_total_and_depth() -> None:
     assert run(0.58)  # 7 times that is 4.06 decades
     assert not run(0.56)

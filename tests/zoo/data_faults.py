@@ -198,6 +198,16 @@ def raw_table(watch: Watch, faulty: bool) -> Outcome:
     return fit(watch, model, data.batches(x, y, steps=300), functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.02))
 
 
+def columns_in_units(watch: Watch, faulty: bool) -> Outcome:
+    """Columns each in a unit of its own, a year, a price, a share: scales that lie four orders apart."""
+    x, y = data.taught()
+    if faulty:
+        scales = torch.tensor([10.0, 300.0, 1.0, 0.1, 40.0, 5.0, 1.0, 0.1, 20.0, 2.0])
+        x = x * scales + torch.tensor([2000.0, 1500.0, 0.0, 0.5, 170.0, 35.0, 1.0, 0.2, 80.0, 7.0])
+    model = he(mlp(10, 64, 64, 1))
+    return fit(watch, model, data.batches(x, y, steps=300), functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.02))
+
+
 def raw_series(watch: Watch, faulty: bool) -> Outcome:
     """A sensor's readings around 40 with an amplitude of 15, into a GRU, whose gates they saturate."""
     x = torch.randn(1500, 10, 4)
@@ -229,5 +239,6 @@ PROGRAMS = (
     Fault(raw_pixels_sgd, ("unnormalized-input",), learned_nothing, remedy="batch"),
     Fault(raw_pixels_convnet, ("unnormalized-input",), learned_nothing, remedy="batch"),
     Fault(raw_table, ("unnormalized-input",), worse(2), remedy="batch"),
+    Fault(columns_in_units, ("unnormalized-input",), worse(3), remedy="batch"),
     Fault(raw_series, ("unnormalized-input",), worse(2), remedy="batch"),
 )

@@ -91,6 +91,17 @@ def sum_over_batch_convnet(watch: Watch, faulty: bool) -> Outcome:
     return _per_sample(outcome, 64 if faulty else 1)
 
 
+def logarithms_picked_and_added(watch: Watch, faulty: bool) -> Outcome:
+    """A cross-entropy written out: the log-probability of each label, added up over the batch."""
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        picked = -output.log_softmax(dim=1)[torch.arange(len(target)), target]
+        return picked.sum() if faulty else picked.mean()
+
+    outcome = tasks.classify(watch, he(mlp(20, 128, 128, 10)), tasks.sgd, lr=0.1, loss=loss)
+    return _per_sample(outcome, 64 if faulty else 1)
+
+
 def sum_of_squares(watch: Watch, faulty: bool) -> Outcome:
     loss: Loss = summed_squares if faulty else functional.mse_loss
     return _per_sample(tasks.regress(watch, mlp(10, 64, 64, 1), tasks.sgd, lr=0.05, loss=loss), 64 if faulty else 1)
@@ -204,6 +215,7 @@ PROGRAMS = (
     Fault(sum_over_batch, ("loss-reduction-sum",), worse(3), falls_to=0.4, remedy="loss"),
     Fault(sum_over_batch_convnet, ("loss-reduction-sum",), worse(3), falls_to=0.4, remedy="loss"),
     Fault(sum_over_batch_residual, ("loss-reduction-sum",), worse(3), falls_to=0.4, remedy="loss"),
+    Fault(logarithms_picked_and_added, ("loss-reduction-sum",), worse(3), falls_to=0.4, remedy="loss"),
     Fault(sum_of_squares, ("loss-reduction-sum",), worse(2), remedy="loss"),
     Fault(maximised, ("loss-unbounded-below",), _falls_without_end, falls_to=0.4, remedy="loss"),
     Fault(maximised_squares, ("loss-unbounded-below",), _falls_without_end, falls_to=0.4, remedy="loss"),

@@ -157,6 +157,22 @@ def batch_norm_over_three_images(watch: Watch, faulty: bool) -> Outcome:
     return fit(watch, model, loader, functional.cross_entropy, optimizer, steps=400)
 
 
+def lbfgs_rate_5(watch: Watch, faulty: bool) -> Outcome:
+    """No line search, and four updates to a step: what is seen of step 0 came after them."""
+    x, y = data.taught(count=400)
+    model = mlp(10, 32, 1, activation=nn.Tanh)
+    watch(model)
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=5.0 if faulty else 0.5, max_iter=4)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = functional.mse_loss(model(x), y)
+        loss.backward()
+        return loss
+
+    return Outcome(tuple(float(optimizer.step(closure).detach()) for _ in range(60)))
+
+
 PROGRAMS = (
     Fault(sgd_rate_3, ("lr-too-high",), learned_nothing, remedy="start"),
     Fault(adam_rate_tenth, ("lr-too-high",), worse(3), remedy="start"),
@@ -167,6 +183,7 @@ PROGRAMS = (
     Fault(rmsprop_rate, ("lr-too-high",), worse(3), remedy="start"),
     Fault(adagrad_rate, ("lr-too-high",), worse(3), remedy="start"),
     Fault(regression_rate_1, ("lr-too-high",), worse(3), remedy="start"),
+    Fault(lbfgs_rate_5, ("lr-too-high",), worse(3)),
     Fault(rate_that_jumps, ("lr-too-high",), worse(3), begins=100),
     Fault(two_optimizers_one_too_fast, ("lr-too-high",), worse(3)),
     Fault(rate_tiny, ("lr-too-low",), learned_nothing, remedy="start"),

@@ -87,7 +87,7 @@ def hundredth_in_seven_layers(watch: Watch, faulty: bool) -> Outcome:
             else:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             nn.init.zeros_(module.bias)
-    return descend(watch, model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), x, y, steps=400)
+    return descend(watch, model, torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9), x, y, steps=400)
 
 
 def filled_with_one_number(watch: Watch, faulty: bool) -> Outcome:

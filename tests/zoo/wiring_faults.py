@@ -10,13 +10,18 @@ from torch.nn import functional
 from tests.zoo import data
 from tests.zoo import tasks
 from tests.zoo.models import convnet
+from tests.zoo.models import he
 from tests.zoo.models import mlp
+from tests.zoo.program import Batches
 from tests.zoo.program import Fault
+from tests.zoo.program import Loop
 from tests.zoo.program import Loss
 from tests.zoo.program import Outcome
 from tests.zoo.program import Proof
 from tests.zoo.program import Watch
 from tests.zoo.program import fit
+from tests.zoo.proofs import both
+from tests.zoo.proofs import learned_nothing
 from tests.zoo.proofs import still
 from tests.zoo.proofs import worse
 
@@ -90,6 +95,37 @@ def learning_rate_zero(watch: Watch, faulty: bool) -> Outcome:
     return tasks.see(watch, convnet(), tasks.adam, lr=0.0 if faulty else 3e-3)
 
 
+def cleared_before_the_step(watch: Watch, faulty: bool) -> Outcome:
+    """backward(), zero_grad(), step(): there is nothing left to step by."""
+    model = he(mlp(20, 64, 64, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return _cleared(watch, model, optimizer, data.batches(*data.clusters(), steps=STEPS), early=faulty, to_none=True)
+
+
+def cleared_to_zero_before_the_step(watch: Watch, faulty: bool) -> Outcome:
+    """The same with gradients that are set to zero, by which AdamW steps: its weight decay still moves the weights."""
+    x, y = data.digits()
+    model = convnet()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
+    return _cleared(watch, model, optimizer, data.batches(data.standardised(x), y, steps=120), early=faulty, to_none=False)
+
+
+def _cleared(
+    watch: Watch, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches, *, early: bool, to_none: bool
+) -> Outcome:
+    loop = Loop(watch, model, functional.cross_entropy, optimizer)
+    for x, y in batches:
+        loss = loop.forward(x, y)
+        if loop.stepped_by_remedy():
+            continue
+        loss.backward()
+        if early:
+            optimizer.zero_grad(set_to_none=to_none)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=to_none)
+    return loop.outcome()
+
+
 def weights_scaled_as_clipping(watch: Watch, faulty: bool) -> Outcome:
     """Weights multiplied by 0.99 after each step, meant as gradient clipping."""
     model = mlp(10, 32, 1)
@@ -153,6 +189,14 @@ PROGRAMS = (
     Fault(optimizer_on_replaced_layer, ("optimizer-misses-parameters",), still("0.weight"), remedy="start"),
     Fault(cut_before_head, ("detached-parameters",), still("trunk.0.weight", "trunk.2.weight")),
     Fault(learning_rate_zero, ("weights-not-moving",), still("0.weight", "9.weight"), remedy="start"),
+    Fault(
+        cleared_before_the_step,
+        ("weights-not-moving",),
+        both(still("0.weight", "2.weight"), learned_nothing),
+        falls_to=0.4,
+        remedy="step",
+    ),
+    Fault(cleared_to_zero_before_the_step, ("weights-not-moving",), learned_nothing, falls_to=0.4, remedy="step"),
     Fault(weights_scaled_as_clipping, ("weights-changed-outside-optimizer",), worse(1.2), remedy="step"),
     Fault(target_of_another_shape, ("loss-shape-broadcast",), _learned_a_constant, remedy="loss"),
     Fault(difference_of_other_shapes, ("loss-shape-broadcast",), _learned_a_constant, remedy="loss"),
