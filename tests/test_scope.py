@@ -16,6 +16,7 @@ from torch import nn
 import gradscope
 import gradscope.scope as gradscope_scope
 from gradscope.capture.arena import Arena
+from gradscope.capture.arena import Row
 from gradscope.diagnosis import UnknownRule
 from gradscope.logdir.recorder import Recorder
 from gradscope.report import jsonreport
@@ -263,7 +264,7 @@ def raising(*_, **__):
 
 @pytest.mark.parametrize(
     ("owner", "method"),
-    [(Arena, "gather"), (Arena, "statistics"), (Recorder, "frame"), (Recorder, "pulses"), (gradscope_scope, "diagnose")],
+    [(Row, "gather"), (Arena, "statistics"), (Recorder, "frame"), (Recorder, "pulses"), (gradscope_scope, "diagnose")],
     ids=lambda part: getattr(part, "__name__", part),
 )
 def test_a_failure_inside_gradscope_never_stops_the_training(tmp_path, monkeypatch, owner, method):
