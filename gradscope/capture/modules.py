@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from collections.abc import Iterator
 from functools import partial
+from sys import getrefcount
 from time import perf_counter
 from typing import Any
 from typing import final
@@ -45,6 +46,10 @@ MOST_BLOCKS = 4096  # cached sets of offsets; sequence lengths that vary without
 _current_graph_task_id = torch._C._current_graph_task_id
 _set_grad_enabled = torch._C._set_grad_enabled
 _weak = weakref.ref
+_TABLES = (
+    2  # of hooks that a slot keeps: most loops hold on to a step's loss, and so to its graph, until they have the next one
+)
+_OURS_ALONE = 2  # references to a table that no graph holds: ours, and that of the question
 _last_dimension = frozenset({"linear", "embedding", "recurrent", "attention"})
 
 
@@ -168,7 +173,7 @@ class ModuleProbe:
         if node is not None:
             if self.reading_graph:
                 slot.node = node._sequence_nr()
-            _hang(output, node, _GradientHook(self, slot, generation))
+            self._hang(output, node, slot, generation)
         if watched.path == "":
             self._end_pass(args, kwargs)
 
@@ -243,7 +248,7 @@ class ModuleProbe:
             return
         if self.reading_graph:
             slot.node = node._sequence_nr()
-        _hang(tensor, node, _GradientHook(self, slot, self._generation))
+        self._hang(tensor, node, slot, self._generation)
 
     def _slot(self, watched: Watched, call: int, recompute: bool) -> Slot:
         if call < len(watched.sites):
@@ -296,6 +301,27 @@ class ModuleProbe:
         found = [tensor for reference in self._given if (tensor := reference()) is not None] if self.hooks.on else []
         return found if len(found) == len(self._given) else []
 
+    def _hang(self, tensor: torch.Tensor, node: Any, slot: Slot, generation: int) -> None:
+        """``tensor.register_hook`` without a handle to take it off again, whose making takes three quarters of the time between
+        the operations of a training, when nothing of it is in a cache.
+
+        A table of hooks is used again where no graph holds it any more, and nobody has put a hook of theirs into it: what is
+        made anew for each of thousands of modules sets off Python's collector of garbage.
+        """
+        if tensor._backward_hooks is not None:
+            hook = _GradientHook(self, slot, generation)
+            tensor._backward_hooks[hook] = hook  # type: ignore[index]
+            return
+        hung = slot.hung.pop(0) if len(slot.hung) == _TABLES else None
+        if hung is None or getrefcount(hung[1]) != _OURS_ALONE or len(hung[1]) != 1:
+            hook = _GradientHook(self, slot, generation)
+            hung = (hook, OrderedDict({hook: hook}))
+        else:
+            hung[0].generation = generation
+        slot.hung.append(hung)
+        tensor._backward_hooks = hung[1]
+        node._register_hook_dict(tensor)
+
     # -- which elements
 
     def _learn(self, slot: Slot, watched: Watched, tensor: torch.Tensor) -> Block:
@@ -336,18 +362,18 @@ class _GradientHook:
     In one piece, as ``ModuleProbe._after_forward`` is.
     """
 
-    __slots__ = ("_generation", "_probe", "_slot")
+    __slots__ = ("_probe", "_slot", "generation")
     __torch_unserializable__ = True  # torch.save leaves it out of a saved output without a warning
 
     def __init__(self, probe: ModuleProbe, slot: Slot, generation: int) -> None:
         self._probe = probe
         self._slot = slot
-        self._generation = generation
+        self.generation = generation  # of the forward pass that it hangs in
 
     def __call__(self, gradient: torch.Tensor) -> None:
         probe, slot = self._probe, self._slot
         hooks, row = probe.hooks, slot.backward
-        if slot.generation != self._generation or row is None or not hooks.on:
+        if slot.generation != self.generation or row is None or not hooks.on:
             return  # else another forward pass's output lies in the row
         started = perf_counter()
         try:
@@ -361,18 +387,6 @@ class _GradientHook:
             probe.guard()
         hooks.calls += 1
         hooks.seconds += perf_counter() - started
-
-
-def _hang(tensor: torch.Tensor, node: Any, hook: _GradientHook) -> None:
-    """``tensor.register_hook(hook)`` without a handle to take it off again.
-
-    Making the handle takes three quarters of the time between the operations of a training, when nothing of it is in a cache.
-    """
-    hooks = tensor._backward_hooks
-    if hooks is None:
-        tensor._backward_hooks = hooks = OrderedDict()
-        node._register_hook_dict(tensor)
-    hooks[hook] = hook  # type: ignore[index]
 
 
 def _batch_axis(module: torch.nn.Module) -> int:

@@ -343,13 +343,18 @@ class ParameterProbe:
 
 def _norms_of(parameters: Sequence[torch.Tensor]) -> _Norms:
     """The norms of the gradients that these parameters have."""
-    there = [(id(p), g) for p in parameters if (g := p.grad) is not None]
+    gradients = [p.grad for p in parameters]
+    there = [g for g in gradients if g is not None]
     if not there:
         return _NONE
-    if {(g.layout, g.is_floating_point()) for _, g in there} != _PLAIN:
-        there = [(key, dense) for key, g in there if (dense := _dense(g)) is not None]
-    norms = _norms([g for _, g in there])
-    return _Norms(tuple([key for key, _ in there]), norms, _together(norms))
+    plain = {g.layout for g in there} == _STRIDED and all(dtype.is_floating_point for dtype in {g.dtype for g in there})
+    if len(there) == len(gradients) and plain:  # the rule; without a pair for each of thousands of parameters
+        ids = tuple(map(id, parameters))
+    else:
+        dense = {id(p): d for p, g in zip(parameters, gradients, strict=True) if g is not None and (d := _dense(g)) is not None}
+        ids, there = tuple(dense), list(dense.values())
+    norms = _norms(there)
+    return _Norms(ids, norms, _together(norms))
 
 
 def _norms(tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -383,6 +388,6 @@ def _can_be_tracked(parameter: torch.nn.Parameter) -> bool:
     return parameter.is_floating_point() and parameter.layout is torch.strided and parameter.numel() > 0
 
 
-_PLAIN = {(torch.strided, True)}  # layout, and whether of floating-point numbers, of gradients whose norm is taken as they are
+_STRIDED = {torch.strided}  # layouts of gradients whose norm is taken as they are
 _FIRST = range(1)
 _NONE = _Norms((), (), _together(()))

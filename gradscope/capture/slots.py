@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
+from typing import Protocol
 from typing import final
 
 import torch
@@ -33,12 +36,23 @@ class Watched:
     calls: int = 0
 
 
+class Hanging(Protocol):
+    """A hook on an output tensor."""
+
+    generation: int  # of the forward pass that it hangs in
+
+    def __call__(self, gradient: torch.Tensor) -> None: ...
+
+
+Hung = tuple[Hanging, OrderedDict[Any, Any]]  # the hook, and the table of hooks with it alone
+
+
 @final
 class Slot:
     """A site's rows: one for the output, one for its gradient; which device they lie on shows at the first call."""
 
-    __slots__ = ("_block", "_device", "_stride", "axes", "backward", "dtype", "forward", "generation", "node", "place", "role",
-                 "shape", "site")  # fmt: skip
+    __slots__ = ("_block", "_device", "_stride", "axes", "backward", "dtype", "forward", "generation", "hung", "node",
+                 "place", "role", "shape", "site")  # fmt: skip
 
     def __init__(self, site: Site, role: str, place: int) -> None:
         self.site = site
@@ -53,6 +67,7 @@ class Slot:
         self._device: torch.device | None = None
         self._block: Block | None = None
         self.generation = -1  # of the forward pass whose output lies in the row
+        self.hung: list[Hung] = []  # tables of hooks that hung on its outputs, those of the last output last
         self.node = -1  # sequence number of the autograd node that made the output, on steps whose graph is read
 
     def remember(self, tensor: torch.Tensor, block: Block) -> None:
