@@ -52,6 +52,15 @@ class _Part:
     filled: list[list[bool]]  # [steps][rows]
 
 
+@dataclass(frozen=True)
+class _Stands:
+    """Where each row of one kind in one arena stands among the sites."""
+
+    of: int  # sites that there are
+    rows: list[int]
+    sites: list[int]  # of each of these rows
+
+
 class _HeldStep(NamedTuple):
     """A sampled step whose numbers still lie in the arenas. Made at every sampled step."""
 
@@ -78,6 +87,7 @@ class FrameMaker:
         self._schema = Schema()
         self._types: dict[str, tuple[str, str | None]] = {}  # by module path: class, activation that takes its output
         self._limits: dict[Arena, torch.Tensor] = {}
+        self._stands: dict[tuple[str, Arena], _Stands] = {}
         self._can_saturate: Mask = np.zeros(0, dtype=bool)  # by module site
 
     def learn(self, types: dict[str, tuple[str, str | None]]) -> None:
@@ -145,15 +155,23 @@ class FrameMaker:
         parts: list[_Part] = []
         tensors: list[torch.Tensor] = []
         places = range(steps)
-        for kind, rows, arenas in self._modules.by_kind():
+        for kind, sites, arenas in self._modules.kinds():
             for arena in arenas:
-                held = [(row.index, site) for site, row in enumerate(rows) if row is not None and row.arena is arena]
-                parts.append(_Part(kind, [row for row, _ in held], [site for _, site in held], arena.filled_at(places)))
+                stands = self._stands_of(kind, sites, arena)
+                parts.append(_Part(kind, stands.rows, stands.sites, arena.filled_at(places)))
                 limits = self._limits_of(arena) if kind == "activation" else None
                 tensors.append(arena.statistics(_NAMES[kind], limits, places))
                 if with_histograms:
                     tensors.append(arena.histograms(steps - 1))
         return parts, tensors
+
+    def _stands_of(self, kind: str, sites: int, arena: Arena) -> _Stands:
+        known = self._stands.get((kind, arena))
+        if known is None or known.of != sites:
+            rows = self._modules.rows(kind)
+            held = [(row.index, site) for site, row in enumerate(rows) if row is not None and row.arena is arena]
+            known = self._stands[kind, arena] = _Stands(sites, [row for row, _ in held], [site for _, site in held])
+        return known
 
     def _current_schema(self, parameters: ParameterProbe, panel: Panel | None) -> Schema:
         last = self._schema

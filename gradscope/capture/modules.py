@@ -28,10 +28,10 @@ from gradscope.capture.outputs import can_be_sampled
 from gradscope.capture.outputs import largest
 from gradscope.capture.outputs import leaves
 from gradscope.capture.roles import role_of
-from gradscope.capture.sampling import SAMPLES
 from gradscope.capture.sampling import Axes
 from gradscope.capture.sampling import Block
 from gradscope.capture.sampling import block
+from gradscope.capture.sampling import samples_for
 from gradscope.capture.slots import Slot
 from gradscope.capture.slots import Watched
 from gradscope.capture.turns import Turn
@@ -39,7 +39,6 @@ from gradscope.records import Site
 
 MOST_CALLS = 4  # calls of one module in one forward pass that get sites of their own; later ones are not sampled
 MOST_INPUTS = 4
-MOST_SAMPLES = 2**14  # of a unit each in all modules' outputs of a step: 2 MiB, above which each is sampled more sparsely
 MOST_BLOCKS = 4096  # cached sets of offsets; sequence lengths that vary without end start it afresh
 
 # Bound once: between two operations of a training every name that is looked up costs a miss of the caches.
@@ -142,11 +141,17 @@ class ModuleProbe:
         for by_device in (self._input_arenas, self._forward_arenas, self._backward_arenas):
             yield from by_device.values()
 
-    def by_kind(self) -> Iterator[tuple[str, list[Row | None], list[Arena]]]:
-        """Each kind of site with the rows of its slots, in their order, and the arenas that the rows lie in."""
-        yield "input", [slot.forward for slot in self.inputs], list(self._input_arenas.values())
-        yield "activation", [slot.forward for slot in self.slots], list(self._forward_arenas.values())
-        yield "activation_gradient", [slot.backward for slot in self.slots], list(self._backward_arenas.values())
+    def kinds(self) -> Iterator[tuple[str, int, list[Arena]]]:
+        """Each kind of site with how many there are, and the arenas that their rows lie in."""
+        yield "input", len(self.inputs), list(self._input_arenas.values())
+        yield "activation", len(self.slots), list(self._forward_arenas.values())
+        yield "activation_gradient", len(self.slots), list(self._backward_arenas.values())
+
+    def rows(self, kind: str) -> list[Row | None]:
+        """The rows of a kind of site, in the order of the sites."""
+        if kind == "activation_gradient":
+            return [slot.backward for slot in self.slots]
+        return [slot.forward for slot in (self.inputs if kind == "input" else self.slots)]
 
     # -- hooks
 
@@ -347,12 +352,6 @@ class ModuleProbe:
                 self._blocks.clear()
             found = self._blocks[key] = block(tuple(tensor.shape), tensor.stride(), axes, self._samples, tensor.device)
         return found
-
-
-def samples_for(modules: int) -> int:
-    """How many samples of each unit stand for an output: fewer where there are very many, lest they fill the caches."""
-    affordable = (samples for samples in (SAMPLES, SAMPLES // 2) if samples * modules <= MOST_SAMPLES)
-    return next(affordable, SAMPLES // 4)
 
 
 @final

@@ -228,14 +228,14 @@ class ParameterProbe:
         """Take the gradients' norms as they are now; again after a step that worked them out in a closure."""
         known, self._at_hand = self._at_hand, _NONE
         if known.ids == self._ids:  # the rule
-            self._norms = known
+            self._norms = known._replace(ids=self._ids)  # one object, so that nobody has to compare thousands again
             return
         by_id = dict(zip(known.ids, known.norms, strict=True))
         rest = _norms_of([p for p in self._parameters if id(p) not in by_id])
         by_id.update(zip(rest.ids, rest.norms, strict=True))
         ids = tuple(key for key in self._ids if key in by_id)
         norms = tuple(by_id[key] for key in ids)
-        self._norms = _Norms(ids, norms, _together(norms))
+        self._norms = _Norms(self._ids if len(ids) == len(self._ids) else ids, norms, _together(norms))
 
     def take_gradients(self) -> None:
         """Sample the gradients as they are now."""
@@ -274,7 +274,7 @@ class ParameterProbe:
         for samples in self._groups:
             samples.end_step(len(self._held))
         norms = self._spread(self._norms)
-        with_gradient = self._all if self._norms.ids == self._ids else np.isin(self._ids, self._norms.ids)
+        with_gradient = self._all if self._norms.ids is self._ids else np.isin(self._ids, self._norms.ids)
         step = _HeldStep(
             self._remembers, with_gradient, self._mask(stepped), self._norms.together, self._weight_norms, self._carried(norms),
             self._gradients_taken,
@@ -295,7 +295,7 @@ class ParameterProbe:
 
     def _spread(self, norms: _Norms) -> torch.Tensor:
         """Norms of gradients as float32 [parameters], NaN where there is none."""
-        if norms.ids == self._ids:
+        if norms.ids is self._ids:
             return norms.together
         there = torch.from_numpy(np.isin(self._ids, norms.ids))
         spread = torch.full((len(self._ids),), float("nan"), dtype=torch.float32, device=norms.together.device)

@@ -15,6 +15,7 @@ SAMPLES = 32
 ELEMENTS = UNITS * SAMPLES
 VECTOR_SAMPLES = 8  # of UNITS of a parameter that is a vector: most have fewer elements than a matrix' sample
 MOST_BATCH = 8  # elements of the batch at one feature and position, whose variance is the signal
+MOST_SAMPLES = 2**14  # of a unit each in all modules' outputs of a step: 2 MiB, above which each is sampled more sparsely
 _RUN = 8
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -64,6 +65,12 @@ def block(shape: tuple[int, ...], strides: tuple[int, ...], axes: Axes, samples:
     offsets = (batch_offset + position_offset)[:, :, None] + unit_offset[None, None, :]
     index = torch.from_numpy(offsets.reshape(-1).astype(np.int64)).to(device)
     return Block(index, (_extent(shape, strides),), together)
+
+
+def samples_for(modules: int) -> int:
+    """How many samples of each unit stand for an output: fewer where there are very many, lest they fill the caches."""
+    affordable = (samples for samples in (SAMPLES, SAMPLES // 2) if samples * modules <= MOST_SAMPLES)
+    return next(affordable, SAMPLES // 4)
 
 
 def parameter_grid(shape: tuple[int, ...], strides: tuple[int, ...]) -> Grid | None:

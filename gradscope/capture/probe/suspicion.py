@@ -11,7 +11,10 @@ import numpy as np
 from gradscope.capture.probe.foresight import Ahead
 from gradscope.records import PULSE_FIELDS
 from gradscope.records import Frame
+from gradscope.records import ParameterInfo
 from gradscope.records import RunInfo
+from gradscope.records import Site
+from gradscope.trends import Mask
 from gradscope.trends import median_of
 
 LONG_STEP = 0.1  # update ratio of the median matrix
@@ -34,11 +37,16 @@ class Suspicion:
         self._norms: list[float] = []
         self._ratio = math.nan
         self._input = math.nan
+        self._sites: tuple[Site, ...] | None = None  # of parameters, for which was worked out
+        self._parameters: tuple[ParameterInfo, ...] | None = None
+        self._counted: Mask = np.zeros(0, dtype=bool)  # which of them are matrices that are not zero from the start
 
     def frame(self, frame: Frame, info: RunInfo) -> None:
-        matrices = {p.name for p in info.parameters if len(p.shape) >= 2 and not p.zero_at_start}
-        counted = np.array([site.path in matrices for site in frame.schema.parameters], dtype=bool)
-        self._ratio = median_of(frame.columns["update.ratio"][counted])
+        if frame.schema.parameters is not self._sites or info.parameters is not self._parameters:
+            self._sites, self._parameters = frame.schema.parameters, info.parameters
+            matrices = {p.name for p in info.parameters if len(p.shape) >= 2 and not p.zero_at_start}
+            self._counted = np.array([site.path in matrices for site in self._sites], dtype=bool)
+        self._ratio = median_of(frame.columns["update.ratio"][self._counted])
         self._input = median_of(frame.columns["input.rms"])
 
     def pulse(self, row: tuple[float, ...]) -> None:
