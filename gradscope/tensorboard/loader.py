@@ -25,9 +25,10 @@ class Loader(base_plugin.TBLoader):  # type: ignore[misc]
         # Imported here: an error in an entry point's module would keep TensorBoard from starting.
         try:
             from gradscope.tensorboard.plugin import Plugin
+
+            return Plugin(context)
         except Exception:
             return _apologetic(context)
-        return Plugin(context)
 
 
 def _apologetic(context: base_plugin.TBContext) -> base_plugin.TBPlugin | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import final
@@ -38,4 +39,5 @@ def _below(folder: Path) -> Iterator[tuple[str, Reply]]:
     for path in sorted(folder.rglob("*")):
         media_type = _TYPES.get(path.suffix[1:])
         if media_type is not None and path.is_file():
-            yield path.relative_to(folder).as_posix(), Reply(path.read_bytes(), media_type)
+            with suppress(OSError):  # what cannot be read is missing, and the page says so
+                yield path.relative_to(folder).as_posix(), Reply(path.read_bytes(), media_type)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable
+import math
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from tensorboard.data import provider as data
 
 from gradscope.logdir.errors import LogdirError
 from gradscope.logdir.replay import check_version
+from gradscope.logdir.tags import META
 from gradscope.logdir.tags import PLUGIN
 from gradscope.logdir.tags import REPORT
 from gradscope.tensorboard.replies import Failure
@@ -117,9 +118,16 @@ def newer(tags: Tags) -> str | None:
     return None
 
 
-def max_step(tags: Iterable[data.TensorTimeSeries]) -> int | None:
-    steps = [series.max_step for series in tags if series.max_step is not None and 0 <= series.max_step < 2**53]
-    return max(steps, default=None)
+def max_step(tags: Tags) -> int | None:
+    """The last step of which anything is known."""
+    steps = [series.max_step for tag, series in tags.items() if tag != META]  # a run is described before its first step
+    return max((step for step in steps if step is not None and 0 <= step < 2**53), default=None)
+
+
+def begun(tags: Tags) -> float | None:
+    """About when the run began, seconds since the epoch: when its description was written last, which is early."""
+    wall = tags[META].max_wall_time if META in tags else None
+    return wall if wall is not None and math.isfinite(wall) else None
 
 
 def _first_line(error: Exception) -> str:

@@ -79,6 +79,12 @@ def test_the_main_statistics_are_those_that_are_offered(asking):
     assert re.findall(r"`([a-z_]+\.[a-z_]+)`", named) == offered
 
 
+@pytest.mark.parametrize("name", ["http_api.md", "tab.md"])
+def test_lines_are_no_longer_than_elsewhere(name):
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if len(line) > 128] == []
+
+
 def test_limits_are_those_of_the_code():
     assert f"(default {USUAL_COLUMNS}, from 1 to {MOST_COLUMNS})" in PAGE
     assert f"({MOST_SITES:,} of each)" in PAGE

@@ -141,6 +141,11 @@ def test_with_nothing_left_but_the_loader_tensorboard_goes_on_without_a_tab(dama
         assert "gradscope" not in board.fetch("data/plugins_listing").json
 
 
+def test_a_plugin_that_cannot_be_made_is_apologised_for():
+    flags = argparse.Namespace(samples_per_plugin={NAME: "many"})
+    assert isinstance(Loader().load(base_plugin.TBContext(flags=flags)), Apology)
+
+
 def test_the_apology_needs_nothing_of_the_context():
     assert set(Apology(base_plugin.TBContext()).get_plugin_apps()) == {"/static/index.js"}
 

@@ -31,5 +31,14 @@ def test_what_a_module_imports_is_there(path):
             assert re.search(rf"export (async )?(function|const|class) {wanted}\b", exported), f"{wanted} in {source}"
 
 
-def test_the_style_loads_nothing():
-    assert not re.search(r"@import|url\(", (PAGE / "style.css").read_text("utf-8"))
+@pytest.mark.parametrize("path", sorted(PAGE.glob("*.css")), ids=lambda path: path.name)
+def test_a_style_loads_nothing_and_is_asked_for(path):
+    text = path.read_text("utf-8")
+    assert not re.search(r"@import|url\(", text)
+    assert len(text.splitlines()) <= 300
+    assert f'"{path.stem}"' in (PAGE / "index.js").read_text("utf-8")
+
+
+@pytest.mark.parametrize("path", [*MODULES, *PAGE.glob("*.css")], ids=lambda path: path.name)
+def test_lines_are_no_longer_than_elsewhere(path):
+    assert [line for line in path.read_text("utf-8").splitlines() if len(line) > 128] == []

@@ -31,6 +31,42 @@ def test_the_remedy_is_copied(browser, board):
         assert tab.evaluate("() => navigator.clipboard.readText()") == code
 
 
+def test_a_remedy_without_code_is_copied_as_it_stands(browser, board):
+    with opened(browser, board.url, **FAULT) as tab:
+        expect(tab.page.locator(".headline")).to_be_visible()
+        report = board.json("report", run="fault/gradscope")
+        report["findings"][0]["remedy"] = {"text": "Print <b>one</b> batch.", "code": None}
+        tab.page.route("**/report?*", lambda route: route.fulfill(json=report))
+        tab.page.reload()
+        expect(tab.page.locator(".remedy p")).to_contain_text("Print <b>one</b> batch.")
+        tab.page.get_by_role("button", name="Copy").click()
+        expect(tab.page.get_by_role("button", name="Copied")).to_be_visible()
+        assert tab.evaluate("() => navigator.clipboard.readText()") == "Print <b>one</b> batch."
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_colours_have_enough_contrast_to_be_read(browser, board, theme):
+    """WCAG 2.2, 1.4.3: 4.5 to 1."""
+    with opened(browser, board.url, theme=theme, **FAULT) as tab:
+        expect(tab.page.locator(".headline")).to_be_visible()
+        script = (
+            "(names) => names.map((name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim())"
+        )
+        inks = ("ink", "quiet", "accent", "critical", "warning", "healthy", "info", "forward", "backward")
+        grounds = [light_of(colour) for colour in tab.evaluate(script, ["card", "ground", "sunken"])]
+        for name, ink in zip(inks, tab.evaluate(script, list(inks)), strict=True):
+            for ground in grounds:
+                low, high = sorted((light_of(ink), ground))
+                assert (high + 0.05) / (low + 0.05) >= 4.5, name
+
+
+def light_of(colour: str) -> float:
+    """The relative luminance of `#rrggbb`, by WCAG."""
+    shares = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_every_view_is_drawn(browser, board, theme):
     with opened(browser, board.url, theme=theme, **FAULT) as tab:
@@ -58,6 +94,30 @@ def test_what_is_not_finite_is_striped_and_nothing_else_is(browser, board):
         assert cells.evaluate(COLOURED, STRIPE) == 0
         tab.page.get_by_role("button", name="Whole run").click()
         tab.page.wait_for_function(f"() => ({COLOURED})(document.querySelector('.cells'), {STRIPE}) > 1000")
+
+
+def test_nothing_is_loaded_from_elsewhere(browser, board):
+    with opened(browser, board.url, **FAULT) as tab:
+        asked = []
+        tab.page.on("request", lambda request: asked.append(request.url))
+        tab.page.reload()
+        expect(tab.page.get_by_role("region", name="Magnitudes over time")).to_be_visible()
+        assert len(asked) > 40
+        assert [url for url in asked if not url.startswith(board.url)] == []
+
+
+def test_the_verdict_which_may_take_long_is_asked_for_once_the_map_is_there(browser, board):
+    with opened(browser, board.url, **FAULT) as tab:
+        told: list[str] = []
+        tab.page.on("request", lambda request: told.append(f"asked {route_of(request)}"))
+        tab.page.on("requestfinished", lambda request: told.append(f"came {route_of(request)}"))
+        tab.page.reload()
+        expect(tab.page.get_by_role("region", name="Magnitudes over time")).to_be_visible()
+        assert told.index("came matrix") < told.index("asked report") < told.index("asked histogram")
+
+
+def route_of(request) -> str:
+    return str(request.url.partition("?")[0].rpartition("/")[2])
 
 
 def test_the_tree_groups_modules_in_execution_order(browser, board):

@@ -9,7 +9,7 @@ const SHOWN = 2000; // milliseconds for which the button says what it did
  * @returns {HTMLElement}
  */
 export function copyButton(text) {
-  const button = element("button", { type: "button", class: "copy" }, "Copy");
+  const button = element("button", { type: "button", class: "copy", "data-name": "copy" }, "Copy");
   button.addEventListener("click", async () => {
     button.textContent = (await copied(text)) ? "Copied" : "Select and copy it by hand";
     setTimeout(() => (button.textContent = "Copy"), SHOWN);

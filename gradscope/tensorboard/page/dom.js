@@ -33,6 +33,28 @@ export function fill(parent, ...children) {
   parent.replaceChildren(.../** @type {(Node | string)[]} */ (children.filter((child) => child)));
 }
 
+/** @type {WeakMap<Element, string>} */
+const madeFrom = new WeakMap();
+
+/**
+ * Puts what is made from `facts` into `parent`, but only where they are others than last time: of a run that grows, what is
+ * being read or copied stays where it is. The focus stays on the button of the same `data-name`.
+ *
+ * @param {Element} parent
+ * @param {unknown} facts
+ * @param {() => (Node | string | null | undefined | false)[]} make
+ */
+export function refill(parent, facts, make) {
+  const key = JSON.stringify(facts);
+  if (madeFrom.get(parent) === key) return;
+  madeFrom.set(parent, key);
+  const focused = document.activeElement;
+  const name = focused && parent.contains(focused) ? focused.getAttribute("data-name") : null;
+  fill(parent, ...make());
+  const same = [...parent.querySelectorAll("[data-name]")].find((other) => other.getAttribute("data-name") === name);
+  if (name !== null && same instanceof HTMLElement) same.focus({ preventScroll: true });
+}
+
 /**
  * Calls `draw` once before the next frame is painted, however often it was asked to.
  *

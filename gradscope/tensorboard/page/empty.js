@@ -77,6 +77,6 @@ function waiting(name) {
 function foreign(others) {
   const more = others.length > MOST_NAMED ? " and others" : "";
   const names = others.slice(0, MOST_NAMED).join(", ") + more;
-  const text = `What is in this log directory (${names}) was written by other tools: it has no layers to show. Watch the training with the line below.`;
-  return ["Only other tools’ data here", text, ATTACH];
+  const text = `What is in this log directory (${names}) was written by other tools: it has no layers to show.`;
+  return ["Only other tools’ data here", `${text} Watch the training with the line below.`, ATTACH];
 }

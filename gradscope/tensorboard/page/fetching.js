@@ -5,7 +5,7 @@
 /**
  * @typedef {object} Fetching
  * @property {(part: PartName, what: unknown, etag: string, ask: () => Promise<any>) => void} want
- * @property {() => void} retry what failed is asked for again when it is wanted next
+ * @property {() => void} retry what failed, or was of an earlier moment, is asked for again when it is wanted next
  */
 
 /**
@@ -14,7 +14,7 @@
  * @returns {Fetching}
  */
 export function createFetching(data, changed) {
-  /** @type {Map<PartName, {what: string, etag: string, pending: boolean}>} */
+  /** @type {Map<PartName, {what: string, etag: string, pending: boolean, again: boolean}>} */
   const parts = new Map();
   return {
     want(part, what, etag, ask) {
@@ -22,7 +22,7 @@ export function createFetching(data, changed) {
       const last = parts.get(part);
       // A run that grows faster than it can be asked for is asked for anew once the reply is there, and not before.
       if (last?.what === text && (last.pending || last.etag === etag)) return;
-      const asked = { what: text, etag, pending: true };
+      const asked = { what: text, etag, pending: true, again: false };
       parts.set(part, asked);
       const settle = (/** @type {() => void} */ keep) => {
         if (parts.get(part) !== asked) return; // something else was asked for meanwhile
@@ -32,12 +32,18 @@ export function createFetching(data, changed) {
         changed();
       };
       ask().then(
-        (reply) => settle(() => (data[part] = reply)),
-        (error) => settle(() => (data.errors[part] = String(error.message))),
+        (reply) => {
+          asked.again = reply.etag !== etag; // the verdict of a run that grows may be of a little earlier
+          settle(() => (data[part] = reply));
+        },
+        (error) => {
+          asked.again = true;
+          settle(() => (data.errors[part] = String(error.message)));
+        },
       );
     },
     retry() {
-      for (const [part, { pending }] of parts) if (part in data.errors && !pending) parts.delete(part);
+      for (const [part, { again, pending }] of parts) if (again && !pending) parts.delete(part);
     },
   };
 }

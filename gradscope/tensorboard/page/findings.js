@@ -1,6 +1,6 @@
 /** The other findings, each a button that moves everything to its module and step. */
 
-import { element, fill } from "./dom.js";
+import { element, refill } from "./dom.js";
 import { sign } from "./verdict.js";
 
 const MOST_NAMED = 2; // modules
@@ -10,17 +10,13 @@ export function createFindings(actions) {
   const list = element("ol", { class: "findings" });
   const title = element("h2", {}, "Also found");
   const place = element("section", { class: "card also", "aria-label": "Findings", hidden: true }, title, list);
-  /** @type {import("./types.js").Report | undefined} */
-  let last;
   return {
     element: place,
     /** @param {import("./types.js").Report} report */
     draw(report) {
-      if (report === last) return;
-      last = report;
       const others = report.findings.filter((finding) => !finding.primary);
       place.hidden = !others.length;
-      fill(list, ...others.map((finding) => element("li", {}, item(finding, actions))));
+      refill(list, others, () => others.map((finding) => element("li", {}, item(finding, actions))));
     },
   };
 }
@@ -34,9 +30,10 @@ function item(finding, actions) {
   const named = finding.modules.slice(0, MOST_NAMED).join(", ");
   const more = finding.modules.length > MOST_NAMED ? ` and ${finding.modules.length - MOST_NAMED} more` : "";
   const facts = [`from step ${finding.first_step}`, named && named + more, finding.explained && "explained by another finding"];
+  const onclick = () => actions.find(finding);
   return element(
     "button",
-    { type: "button", class: "finding", onclick: () => actions.find(finding), title: finding.message },
+    { type: "button", class: "finding", "data-name": finding.rule, onclick, title: finding.message },
     sign(finding.severity),
     element("span", { class: "unseen" }, `${finding.severity}: `),
     element("span", { class: "rule" }, finding.title),

@@ -6,7 +6,8 @@ import { whole } from "./numbers.js";
 /** @param {import("./store.js").Store} store */
 export function createHeader(store) {
   const run = element("select", { id: "run", onchange: () => store.set(freshRun(run.value)) });
-  const versus = element("select", { id: "versus", onchange: () => store.set({ versus: versus.value || null }) });
+  const besides = () => store.set({ run: run.value || null, versus: versus.value || null });
+  const versus = element("select", { id: "versus", onchange: besides });
   const status = element("p", { class: "status", role: "status" });
   let known = "";
   return {
@@ -43,15 +44,25 @@ export function createHeader(store) {
         typeof step === "number"
           ? `up to step ${whole(step)}${shown?.complete !== false ? "" : ", a choice of its sampled steps"}`
           : "";
-      if (status.textContent !== text) status.textContent = text;
+      tellIn(status, text, "off"); // of a run that grows it would be read out again and again
       status.classList.remove("bad");
     },
     /** @param {string} sentence */
     warn(sentence) {
-      status.textContent = sentence;
+      tellIn(status, sentence, "polite");
       status.classList.add("bad");
     },
   };
+}
+
+/**
+ * @param {HTMLElement} status
+ * @param {string} text
+ * @param {"off" | "polite"} live
+ */
+function tellIn(status, text, live) {
+  status.setAttribute("aria-live", live);
+  if (status.textContent !== text) status.textContent = text;
 }
 
 /**

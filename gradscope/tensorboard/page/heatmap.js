@@ -35,15 +35,13 @@ export function createHeatmap(id, actions) {
     touch(over, now.scene, scroller.scrollTop, now.hovered, now.drag);
   });
   scroller.addEventListener("scroll", repaint);
-  plot.addEventListener("keydown", (event) => now.scene && actions.key(event, now.scene));
+  plot.addEventListener("keydown", (event) => {
+    if (now.scene) now.scene = actions.key(event, now.scene);
+  });
   const rowAt = (/** @type {number} */ y) => Math.floor((y + scroller.scrollTop) / (now.scene?.rowHeight ?? 1));
   const cellAt = (/** @type {number} */ x, /** @type {number} */ y) => {
     const { scale } = /** @type {Scene} */ (now.scene);
     return describeCell(/** @type {Scene} */ (now.scene), rowAt(y), scale.step(x), scale.step(x + 0.999));
-  };
-  const drag = (/** @type {[number, number] | null} */ to) => {
-    now.drag = to;
-    retouch();
   };
   listen(plot, {
     hover(x, y, event) {
@@ -56,9 +54,11 @@ export function createHeatmap(id, actions) {
       const cell = now.scene && cellAt(x, y);
       if (cell) actions.choose({ module: cell.path, step: cell.step });
     },
-    drag: (from, to) => drag([from, to]),
+    drag(range) {
+      now.drag = range;
+      retouch();
+    },
     zoom(from, to) {
-      drag(null);
       if (now.scene) actions.zoom(now.scene.scale.step(from), now.scene.scale.step(to));
     },
     reset: () => actions.zoom(null, null),
@@ -82,6 +82,10 @@ export function createHeatmap(id, actions) {
     point(step) {
       now.hovered = step;
       retouch();
+    },
+    /** Brings what is chosen into sight at the next drawing, also where it was chosen before. */
+    seek() {
+      now.sought = "";
     },
   };
 }
@@ -183,5 +187,6 @@ function seek(scroller, scene, sought) {
 function described(scene) {
   const { statistic, rows, scale, matrix } = scene;
   const cells = matrix.nonfinite ? `; ${counted(matrix.nonfinite, "cell")} of the run not finite` : "";
-  return `Heat map of ${statistic.title.toLowerCase()}: ${counted(rows.length, "row")}, ${span(scale.first, scale.last)}${cells}`;
+  const size = `${counted(rows.length, "row")}, ${span(scale.first, scale.last)}`;
+  return `Heat map of ${statistic.title.toLowerCase()}: ${size}${cells}`;
 }

@@ -14,19 +14,20 @@ export const KEYS =
  * @param {KeyboardEvent} event
  * @param {import("./scene.js").Scene} scene
  * @param {import("./pane.js").Actions} actions
+ * @returns {import("./scene.js").Scene} as it is then: the next key may come before the next drawing
  */
 export function onKey(event, scene, actions) {
   const act = action(event, scene, actions);
-  if (!act || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (!act || event.ctrlKey || event.metaKey || event.altKey) return scene;
   event.preventDefault();
-  act();
+  return { ...scene, ...act() };
 }
 
 /**
  * @param {KeyboardEvent} event
  * @param {import("./scene.js").Scene} scene
  * @param {import("./pane.js").Actions} actions
- * @returns {(() => void) | undefined}
+ * @returns {(() => Partial<import("./scene.js").Scene> | void) | undefined}
  */
 function action(event, scene, actions) {
   const stride = event.shiftKey ? STRIDE : 1;
@@ -59,15 +60,17 @@ function current(scene) {
  * @param {import("./pane.js").Actions} actions
  * @param {number} down rows
  * @param {number} column
+ * @returns {Partial<import("./scene.js").Scene>} what is chosen then
  */
 function go(scene, actions, down, column) {
   const row = Math.min(scene.rows.length - 1, Math.max(0, scene.chosenRow + down));
   const { first } = scene.matrix;
   const step = first[Math.min(first.length - 1, Math.max(0, column))];
   const cell = describeCell(scene, row, step);
-  if (!cell) return;
+  if (!cell) return {};
   actions.choose(down ? { module: scene.rows[row].path } : { step });
   actions.say(`${cell.name}. ${cell.lines.join(". ")}`);
+  return down ? { chosenRow: row } : { chosenStep: step };
 }
 
 /**

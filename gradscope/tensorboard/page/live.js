@@ -1,5 +1,7 @@
 /** Looks every few seconds whether a run has grown, as long as somebody looks at the page. */
 
+import { hostWindow } from "./urlstate.js";
+
 const EVERY = 3000; // milliseconds
 
 /** @param {() => Promise<void>} look */
@@ -15,7 +17,10 @@ export function keepLooking(look) {
   return turn();
 }
 
-/** @returns {boolean} false also in TensorBoard's frame once another tab was chosen */
-function inSight() {
-  return document.visibilityState === "visible" && window.innerWidth > 0;
+/** @returns {boolean} false also where TensorBoard hides the frame, another of its tabs being chosen */
+export function inSight() {
+  const host = hostWindow();
+  const frame = host === window ? null : window.frameElement;
+  const hidden = frame !== null && host.getComputedStyle(frame).visibility === "hidden";
+  return document.visibilityState === "visible" && window.innerWidth > 0 && !hidden;
 }

@@ -1,13 +1,14 @@
 /** Fetches what one run needs to show a state, and nothing twice. */
 
 import { askJson, askTable } from "./api.js";
+import { chosenStatistic, histogramPlace } from "./chosen.js";
 import { createFetching } from "./fetching.js";
-import { siteOf, primaryOf } from "./sites.js";
 
 const MOST_CELLS = 2e6; // of a matrix
 const FEWEST_COLUMNS = 128;
 const MOST_COLUMNS = 1536;
 const MOST_HISTOGRAMS = 512;
+const PATIENCE = 600; // milliseconds
 
 /**
  * @typedef {object} Loader
@@ -24,6 +25,19 @@ export function createLoader(changed) {
   /** @type {import("./types.js").Data} */
   const data = { errors: {} };
   const { want, retry } = createFetching(data, changed);
+  let [patient, waiting] = [true, false];
+  /** The report says which step and module tell most; where it takes long, others will do until then. */
+  const awaitsReport = (/** @type {import("./types.js").State} */ state) => {
+    if (data.report || data.errors.report || (state.step !== null && state.module !== null) || !patient) return false;
+    if (!waiting) {
+      waiting = true;
+      setTimeout(() => {
+        patient = false;
+        changed();
+      }, PATIENCE);
+    }
+    return true;
+  };
   return {
     data,
     retry,
@@ -31,8 +45,8 @@ export function createLoader(changed) {
       const range = { first: state.first, last: state.last };
       const columns = bounded(width, 1);
       want("schema", run, etag, () => askJson("schema", { run }));
-      want("report", run, etag, () => askJson("report", { run }));
       want("scalars", { columns, ...range }, etag, () => askTable("scalars", { run, columns, ...range }));
+      if (data.errors.schema && !data.schema) want("report", run, etag, () => askJson("report", { run }));
       if (!data.schema) return;
       const stat = chosenStatistic(data.schema, state.stat);
       if (stat) {
@@ -44,7 +58,10 @@ export function createLoader(changed) {
         };
         want("matrix", parameters, etag, () => askTable("matrix", parameters));
       }
-      if (!data.report && !data.errors.report && state.step === null) return; // the report says which step tells most
+      // Judging a large run keeps the server busy for seconds: what is to be seen at once is asked for before.
+      if (stat && !data.matrix && !data.errors.matrix) return;
+      want("report", run, etag, () => askJson("report", { run }));
+      if (!data.schema.sampled || awaitsReport(state)) return;
       const step = state.step ?? data.report?.profile_step ?? null;
       want("profile", step, etag, () => askJson("profile", { run, step }));
       const place = histogramPlace(data, state);
@@ -53,43 +70,6 @@ export function createLoader(changed) {
       want("histogram", histogram, etag, () => askTable("histogram", histogram));
     },
   };
-}
-
-/**
- * @param {import("./types.js").Schema | undefined} schema
- * @param {string | null} name
- * @returns {import("./types.js").Statistic | undefined} the one of that name, else the first
- */
-export function chosenStatistic(schema, name) {
-  return schema?.statistics.find((statistic) => statistic.name === name) ?? schema?.statistics[0];
-}
-
-/**
- * What is chosen, or where nothing is, what the report is about.
- *
- * @param {import("./types.js").Data} data
- * @param {import("./types.js").State} state
- * @returns {string | null}
- */
-export function chosenModule(data, state) {
-  const named = state.module ?? primaryOf(data.report)?.modules[0];
-  return named ?? data.schema?.kinds.activation?.[0]?.name ?? null;
-}
-
-/**
- * @param {import("./types.js").Data} data
- * @param {import("./types.js").State} state
- * @returns {{kind: string, site: number} | null} whose histograms go with what is chosen
- */
-export function histogramPlace(data, state) {
-  const module = chosenModule(data, state);
-  const kinds = data.schema?.histograms ?? [];
-  const own = chosenStatistic(data.schema, state.stat)?.kind ?? "";
-  for (const kind of [own, ...kinds].filter((kind) => kinds.includes(kind))) {
-    const site = siteOf(data.schema, kind, module);
-    if (site >= 0) return { kind, site };
-  }
-  return null;
 }
 
 /**

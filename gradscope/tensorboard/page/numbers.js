@@ -16,14 +16,16 @@ export function short(value) {
 }
 
 /**
- * All the digits that a float32 has.
+ * As few digits as tell this float32 from all others.
  *
  * @param {number} value
  * @returns {string}
  */
 export function exact(value) {
   if (Number.isNaN(value)) return "not captured";
-  return Number.isFinite(value) ? String(Number(value.toPrecision(7))) : "not finite (NaN or infinity)";
+  if (!Number.isFinite(value)) return "not finite (NaN or infinity)";
+  const digits = [6, 7, 8, 9].find((count) => Math.fround(Number(value.toPrecision(count))) === Math.fround(value)) ?? 17;
+  return String(Number(value.toPrecision(digits)));
 }
 
 /**

@@ -7,7 +7,7 @@ const LEAST_DRAG = 5; // pixels; what is less is a click with an unsteady hand
  * @property {(x: number, y: number, event: PointerEvent) => void} hover
  * @property {() => void} leave
  * @property {(x: number, y: number) => void} choose
- * @property {(from: number, to: number) => void} drag while it goes on
+ * @property {(range: [number, number] | null) => void} drag while it goes on; null once it is over
  * @property {(from: number, to: number) => void} zoom once it is done
  * @property {() => void} reset
  */
@@ -31,16 +31,21 @@ export function listen(target, heard) {
   });
   target.addEventListener("pointermove", (event) => {
     const [x, y] = at(event);
-    if (start !== null && dragged(x)) heard.drag(Math.min(start, x), Math.max(start, x));
+    if (start !== null && dragged(x)) heard.drag([Math.min(start, x), Math.max(start, x)]);
     heard.hover(x, y, event);
   });
-  target.addEventListener("pointerup", (event) => {
-    const [x, y] = at(event);
-    if (start !== null && dragged(x)) heard.zoom(Math.min(start, x), Math.max(start, x));
-    else if (start !== null) heard.choose(x, y);
+  const end = () => {
     start = null;
+    heard.drag(null);
+  };
+  target.addEventListener("pointerup", (event) => {
+    const [from, [x, y]] = [start, at(event)];
+    const far = dragged(x);
+    end();
+    if (from !== null && far) heard.zoom(Math.min(from, x), Math.max(from, x));
+    else if (from !== null) heard.choose(x, y);
   });
-  target.addEventListener("pointercancel", () => (start = null));
+  target.addEventListener("pointercancel", end);
   target.addEventListener("pointerleave", () => heard.leave());
   target.addEventListener("dblclick", () => heard.reset());
 }

@@ -1,6 +1,6 @@
 /** The tree of modules beside the heat map: choose a row, fold a group, by pointer or keyboard. */
 
-import { element, fill } from "./dom.js";
+import { element, refill } from "./dom.js";
 
 /**
  * @typedef {object} RowLabels
@@ -33,19 +33,45 @@ export function createRowLabels(id, heard) {
     role: "tree",
     tabindex: 0,
     "aria-label": "Modules in execution order",
-    onkeydown: (/** @type {KeyboardEvent} */ event) => view && onKey(event, view, heard),
+    onkeydown: (/** @type {KeyboardEvent} */ event) => {
+      if (view) view = { ...view, chosen: onKey(event, view, heard) }; // the next key may come before the next drawing
+    },
   });
   return {
     element: list,
     draw(next) {
       view = next;
       const shown = next.rows.slice(next.from, next.to);
-      fill(list, ...shown.map((row, index) => label(id, row, next.from + index, next, heard)));
+      const drawn = (/** @type {import("./tree.js").Row} */ row, /** @type {number} */ index) =>
+        label(id, row, next.from + index, next, heard);
+      refill(list, [next.from, next.height, next.offset, next.chosen, ...shown.map((row) => facts(row, next))], () =>
+        shown.map(drawn),
+      );
       const seen = next.chosen >= next.from && next.chosen < next.to;
       if (seen) list.setAttribute("aria-activedescendant", `${id}-row-${next.chosen}`);
       else list.removeAttribute("aria-activedescendant");
     },
   };
+}
+
+/**
+ * @param {import("./tree.js").Row} row
+ * @param {View} view
+ * @returns {unknown[]} all that its label tells
+ */
+function facts(row, view) {
+  const { path, label, depth, folded, size, place, children, below } = row;
+  return [path, label, depth, folded, size, place, children.length, below.length, view.type(row), severityOf(row, view)];
+}
+
+/**
+ * @param {import("./tree.js").Row} row
+ * @param {View} view
+ * @returns {import("./types.js").Severity | undefined} of the worst finding of what the row stands for
+ */
+function severityOf(row, { marks }) {
+  const found = (row.folded ? row.below : row.sites).map((site) => marks.get(site));
+  return /** @type {const} */ (["critical", "warning", "info"]).find((severity) => found.includes(severity));
 }
 
 /**
@@ -62,7 +88,7 @@ function label(id, row, index, view, heard) {
     event.stopPropagation();
     heard.fold(row);
   };
-  const severity = worst(row.folded ? row.below : row.sites, view.marks);
+  const severity = severityOf(row, view);
   const twisty = element(
     "span",
     { class: "twisty", "aria-hidden": "true", onclick: group ? fold : () => {} },
@@ -92,19 +118,10 @@ function label(id, row, index, view, heard) {
 }
 
 /**
- * @param {readonly number[]} sites
- * @param {ReadonlyMap<number, import("./types.js").Severity>} marks
- * @returns {import("./types.js").Severity | undefined}
- */
-function worst(sites, marks) {
-  const found = sites.map((site) => marks.get(site));
-  return /** @type {const} */ (["critical", "warning", "info"]).find((severity) => found.includes(severity));
-}
-
-/**
  * @param {KeyboardEvent} event
  * @param {View} view
  * @param {{choose: (row: import("./tree.js").Row) => void, fold: (row: import("./tree.js").Row) => void}} heard
+ * @returns {number} the row that is chosen then
  */
 function onKey(event, view, heard) {
   const { rows, chosen } = view;
@@ -116,11 +133,13 @@ function onKey(event, view, heard) {
     ["Home", 0],
     ["End", rows.length - 1],
   ]);
-  const next = moves.get(event.key);
+  const wanted = moves.get(event.key);
+  const next = wanted === undefined ? chosen : Math.min(rows.length - 1, Math.max(0, wanted));
   const openable = row?.children.length > 0;
-  if (next !== undefined) heard.choose(rows[Math.min(rows.length - 1, Math.max(0, next))]);
-  else if (openable && (event.key === "ArrowRight" ? row.folded : event.key === "ArrowLeft" && !row.folded)) heard.fold(row);
-  else if (openable && (event.key === "Enter" || event.key === " ")) heard.fold(row);
-  else return;
+  const folding = { ArrowRight: row?.folded, ArrowLeft: !row?.folded, Enter: true, " ": true }[event.key];
+  if (wanted !== undefined) heard.choose(rows[next]);
+  else if (openable && folding) heard.fold(row);
+  else return chosen;
   event.preventDefault();
+  return next;
 }

@@ -1,7 +1,7 @@
 /** From what was fetched and what was chosen to what the heat map shows. Nothing here draws. */
 
 import { encode, merged } from "./encode.js";
-import { chosenModule, chosenStatistic } from "./loader.js";
+import { chosenModule, chosenStatistic } from "./chosen.js";
 import { remembering } from "./remembering.js";
 import { siteOf, sitesOf } from "./sites.js";
 import { pixelColumns, stepScale } from "./steps.js";
@@ -52,14 +52,15 @@ export function createSceneMaker() {
     const tree = treeOf(sites);
     const rows = rowsOf(tree, state.flipped);
     const rowHeight = Math.max(ROW_HEIGHT.least, Math.min(ROW_HEIGHT.most, Math.floor(TALLEST / Math.max(1, rows.length))));
-    const codes = codesOf(matrix, matrix.scale, extents.colour?.low, extents.colour?.high);
+    const extent = extents.colours[matrix.stat] ?? null;
+    const codes = codesOf(matrix, matrix.scale, extent?.low, extent?.high);
     return {
       matrix,
       schema,
       statistic,
       codes,
       lines: linesOf(codes, matrix.scale, rows),
-      extent: extents.colour,
+      extent,
       tree,
       rows,
       rowHeight,

@@ -22,7 +22,7 @@ export function createStatistics(choose) {
         fill(
           more,
           element("option", { value: "" }, "More…"),
-          ...others.map(({ name }) => element("option", { value: name }, name)),
+          ...others.map(({ name, title, text }) => element("option", { value: name, title: text }, title)),
         );
         more.hidden = !others.length;
       }

@@ -10,6 +10,7 @@
  * @property {string} name
  * @property {string} etag
  * @property {number | null} max_step
+ * @property {number | null} begun
  * @property {string | null} error
  * @property {boolean | null} complete
  * @property {Severity | null} verdict
@@ -140,7 +141,17 @@
 
 /** @typedef {{low: number, high: number}} Extent */
 
-/** @typedef {{steps: Extent | null, colour: Extent | null, profile: Extent | null, scalars: (Extent | null)[]}} Extents */
+/**
+ * What axes and colours span.
+ *
+ * @typedef {object} Extents
+ * @property {Extent | null} steps
+ * @property {Record<string, Extent>} colours of the heat map, by statistic
+ * @property {Extent | null} profile
+ * @property {Record<string, Extent>} magnitudes powers of two that histograms show, by kind
+ * @property {Record<string, Extent>} shares of elements that the brightest colour of histograms stands for, by kind
+ * @property {(Extent | null)[]} scalars
+ */
 
 /**
  * What was fetched of one run so far.

@@ -1,7 +1,7 @@
 /** The verdict: is the run healthy, what is wrong, and what to do about it. */
 
 import { copyButton } from "./copy.js";
-import { element, fill } from "./dom.js";
+import { element, refill } from "./dom.js";
 import { counted, short } from "./numbers.js";
 import { primaryOf } from "./sites.js";
 
@@ -16,18 +16,20 @@ export const MARKS = new Map([
 /** @param {import("./pane.js").Actions} actions */
 export function createVerdict(actions) {
   const waiting = element("p", { class: "facts" }, "Judging the run …");
-  const place = element("section", { class: "card verdict", "aria-label": "Verdict" }, waiting);
-  /** @type {import("./types.js").Report | undefined} */
-  let last;
+  const [head, body, remedy, foot] = [element("header"), element("div"), element("div"), createFooter()];
+  head.append(waiting);
+  const place = element("section", { class: "card verdict", "aria-label": "Verdict" }, head, body, remedy, foot.element);
   return {
     element: place,
     /** @param {import("./types.js").Report} report */
     draw(report) {
-      if (report === last) return; // what is being read or copied stays where it is
-      last = report;
       place.className = `card verdict ${report.verdict}`;
       const primary = primaryOf(report);
-      fill(place, head(report, primary), ...(primary ? cause(primary, actions) : nothingWrong(report)), footer(report));
+      refill(head, [report.verdict, report.headline, primary?.title, facts(report)], () => heading(report, primary));
+      const told = primary ?? [report.source, report.verdict, report.checked.length];
+      refill(body, told, () => (primary ? cause(primary, actions) : nothingWrong(report)));
+      refill(remedy, primary?.remedy ?? null, () => (primary ? cure(primary.remedy) : []));
+      foot.draw(report);
     },
   };
 }
@@ -42,20 +44,23 @@ export function sign(severity) {
 
 /**
  * @param {import("./types.js").Report} report
- * @param {import("./types.js").Finding | undefined} primary
- * @returns {HTMLElement}
+ * @returns {string}
  */
-function head(report, primary) {
+function facts(report) {
   // A loss that was captured at first and has no number at last is NaN: losses are recorded as they are.
   const loss = report.first_loss === null ? null : `loss ${short(report.first_loss)} → ${short(report.last_loss ?? "inf")}`;
-  const facts = [report.model, counted(report.steps, "step"), loss].filter((fact) => fact);
+  return [report.model, counted(report.steps, "step"), loss].filter((fact) => fact).join(" · ");
+}
+
+/**
+ * @param {import("./types.js").Report} report
+ * @param {import("./types.js").Finding | undefined} primary
+ * @returns {HTMLElement[]}
+ */
+function heading(report, primary) {
   const words = primary ? [element("span", { class: "rule" }, primary.title)] : [];
-  return element(
-    "header",
-    {},
-    element("h2", { class: "headline" }, sign(report.verdict), report.headline, ...words),
-    element("p", { class: "facts" }, facts.join(" · ")),
-  );
+  const headline = element("h2", { class: "headline" }, sign(report.verdict), report.headline, ...words);
+  return [headline, element("p", { class: "facts" }, facts(report))];
 }
 
 /**
@@ -64,19 +69,25 @@ function head(report, primary) {
  * @returns {HTMLElement[]}
  */
 function cause(finding, actions) {
-  const where = element("button", { type: "button", class: "link", onclick: () => actions.find(finding) }, "Show it below");
-  const line = element("p", { class: "facts" }, `${finding.sure}, ${finding.when}. `, where);
+  const link = (/** @type {string} */ text, /** @type {boolean} */ closely) => {
+    const onclick = () => actions.find(finding, closely);
+    return element("button", { type: "button", class: "link", "data-name": text, onclick }, text);
+  };
+  const links = [link("Show it below", false), " · ", link("Zoom to it", true)];
+  const line = element("p", { class: "facts" }, `${finding.sure}, ${finding.when}. `, ...links);
   const candidates = finding.candidates ? [element("p", {}, finding.candidates)] : [];
-  return [element("p", { class: "message" }, finding.message), line, ...candidates, remedy(finding.remedy)];
+  return [element("p", { class: "message" }, finding.message), line, ...candidates];
 }
 
 /**
- * @param {{text: string, code: string | null}} given
- * @returns {HTMLElement}
+ * @param {{text: string, code: string | null}} remedy
+ * @returns {HTMLElement[]}
  */
-function remedy({ text, code }) {
-  const block = code ? [element("div", { class: "code" }, element("pre", { tabindex: 0 }, code), copyButton(code))] : [];
-  return element("div", { class: "remedy" }, element("h3", {}, "What to do"), element("p", {}, text), ...block);
+function cure({ text, code }) {
+  const title = element("h3", {}, "What to do");
+  if (!code) return [element("div", { class: "remedy" }, title, element("p", {}, text, copyButton(text)))];
+  const block = element("div", { class: "code" }, element("pre", { tabindex: 0 }, code), copyButton(code));
+  return [element("div", { class: "remedy" }, title, element("p", {}, text), block)];
 }
 
 /**
@@ -101,21 +112,32 @@ function nothingWrong(report) {
   return [element("p", { class: "message" }, `None of the ${report.checked.length} rules that looked found anything wrong.`)];
 }
 
+/** What the verdict rests on; a list that was opened stays open. */
+function createFooter() {
+  const [extra, summary, list, plain] = [element("div"), element("summary"), element("ul"), element("p")];
+  const details = element("details", { hidden: true }, summary, list);
+  return {
+    element: element("footer", {}, extra, details, plain),
+    /** @param {import("./types.js").Report} report */
+    draw(report) {
+      const skipped = Object.entries(report.skipped);
+      const sampled = counted(report.sampled_steps, "sampled step");
+      const checked = `${counted(report.checked.length, "rule")} checked on ${sampled}`;
+      [details.hidden, plain.hidden] = [!skipped.length, skipped.length > 0];
+      summary.textContent = `${checked}, ${skipped.length} could not look`;
+      plain.textContent = `${checked}.`;
+      const sentences = [...report.damage, ...report.notes];
+      refill(extra, sentences, () => sentences.map((sentence) => element("p", { class: "note" }, sentence)));
+      refill(list, skipped, () => skipped.map(([rule, reason]) => reasonOf(rule, reason)));
+    },
+  };
+}
+
 /**
- * What the verdict rests on.
- *
- * @param {import("./types.js").Report} report
+ * @param {string} rule
+ * @param {string} reason
  * @returns {HTMLElement}
  */
-function footer(report) {
-  const skipped = Object.entries(report.skipped);
-  const sampled = `${counted(report.checked.length, "rule")} checked on ${counted(report.sampled_steps, "sampled step")}`;
-  const rest = skipped.length ? `, ${skipped.length} could not look` : "";
-  const reasons = skipped.map(([rule, reason]) => element("li", {}, element("span", { class: "rule" }, rule), ` ${reason}`));
-  const extra = [...report.damage, ...report.notes].map((sentence) => element("p", { class: "note" }, sentence));
-  const summary = element("summary", {}, `${sampled}${rest}`);
-  const inside = reasons.length
-    ? element("details", {}, summary, element("ul", {}, ...reasons))
-    : element("p", {}, `${sampled}.`);
-  return element("footer", {}, ...extra, inside);
+function reasonOf(rule, reason) {
+  return element("li", {}, element("span", { class: "rule" }, rule), ` ${reason}`);
 }

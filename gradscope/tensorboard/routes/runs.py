@@ -11,6 +11,7 @@ from gradscope.tensorboard.naming import base_of
 from gradscope.tensorboard.naming import names_of
 from gradscope.tensorboard.source import Listing
 from gradscope.tensorboard.source import Tags
+from gradscope.tensorboard.source import begun
 from gradscope.tensorboard.source import etag_of
 from gradscope.tensorboard.source import max_step
 from gradscope.tensorboard.source import newer
@@ -40,7 +41,8 @@ def _run(run: str, name: str, tags: Tags, view: View | None, judgement: Judgemen
         "run": run,
         "name": one_line(name),
         "etag": etag_of(tags),
-        "max_step": max_step(tags.values()),
+        "max_step": max_step(tags),
+        "begun": begun(tags),
         "started": view.info.started if view is not None and described else None,
         "model": one_line(view.info.model) if view is not None and described else None,
         "error": newer(tags),
