@@ -14,6 +14,7 @@ from gradscope.records import LossInfo
 from gradscope.records import Severity
 from gradscope.timeline import Timeline
 from gradscope.trends import median_of
+from gradscope.weighing import of_all
 
 Floats = npt.NDArray[np.float64]
 
@@ -72,6 +73,23 @@ def spreads(timeline: Timeline) -> Floats:
     with np.errstate(invalid="ignore", over="ignore"):
         spread = np.sqrt(np.maximum(rms**2 - mean**2, 0.0))
         return np.asarray(np.where(spread < LEAST_SPREAD * rms, given(timeline, "target_signal"), spread), dtype=np.float64)
+
+
+def batch_variances(timeline: Timeline) -> Floats:
+    """What the best constant prediction has of a squared error, as a mean, on each sampled step; NaN where it is not known.
+
+    Of a squared error that is computed several times in a step it is known where these are the parts of one mean.
+    """
+    loss, weights = sole_loss(timeline), timeline.column("loss.weight").astype(np.float64)
+    if loss is not None and loss.kind == "mse":
+        return spreads(timeline) ** 2
+    known = timeline.info.wiring.losses if timeline.info.wiring else ()
+    alike = loss is None and [(x.kind, x.reduction) for x in known] == [("mse", "mean")] and not timeline.several_objectives
+    if not alike or not math.isfinite(of_all(weights, timeline.loss_weight, alike=False)):
+        return np.full(len(weights), np.nan)
+    mean, rms = (timeline.column(f"loss.target_{name}").astype(np.float64) for name in ("mean", "rms"))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray((weights * np.maximum(rms**2 - mean**2, 0.0)).sum(axis=1), dtype=np.float64)
 
 
 def targets(timeline: Timeline) -> Targets | None:

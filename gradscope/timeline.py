@@ -289,9 +289,9 @@ class Timeline:
 
     def _level(self, loss: LossInfo) -> float | None:
         """What the best constant prediction has of a mean; of squares by the first sampled batches, as one may be any."""
-        if loss.kind != "mse" or not loss.baseline or len(self.schema.losses) != 1:
+        if loss.kind != "mse" or not loss.baseline:
             return loss.baseline
-        return usual_variance(*(self.column(f"loss.target_{name}")[:, 0] for name in ("mean", "rms"))) or loss.baseline
+        return usual_variance(*map(self.column, ("loss.target_mean", "loss.target_rms", "loss.weight"))) or loss.baseline
 
     @cached_property
     def known_baseline(self) -> float | None:

@@ -79,10 +79,18 @@ def most_of_mean(kind: str, classes: int | None, output: float, target: float) -
     return SAMPLING * limit if math.isfinite(limit) else math.inf
 
 
-def usual_variance(means: npt.NDArray[np.floating], rms: npt.NDArray[np.floating]) -> float:
-    """Median variance of the targets of the first sampled batches; 0 where it cannot be told."""
-    mean, whole = (x[np.isfinite(means) & np.isfinite(rms)][:FIRST_BATCHES].astype(np.float64) for x in (means, rms))
+def usual_variance(means: npt.NDArray[np.floating], rms: npt.NDArray[np.floating], weights: npt.NDArray[np.floating]) -> float:
+    """Median variance of the targets of the first sampled batches, by weight where several losses are the parts of one mean.
+
+    All are [sampled steps, losses]; 0 where it cannot be told.
+    """
+    weights = weights if weights.shape[1] > 1 else np.ones_like(means)
+    known = (np.isfinite(means) & np.isfinite(rms) & (weights > 0)).all(axis=1)
+    mean, whole, weight = (x[known][:FIRST_BATCHES].astype(np.float64) for x in (means, rms, weights))
     with np.errstate(over="ignore", invalid="ignore"):
         variances = whole**2 - mean**2
         told = np.isfinite(variances) & (variances > (LEAST_SPREAD * whole) ** 2)
-    return float(np.median(variances[told])) if len(told) and told.all() else 0.0
+    whole_weight = float(np.median(weight.sum(axis=1))) if told.size and weight.shape[1] > 1 else 1.0
+    if not told.size or not told.all() or abs(whole_weight - 1) >= ALL_BUT_ONE:
+        return 0.0
+    return float(np.median((weight * variances).sum(axis=1) / weight.sum(axis=1)))

@@ -94,6 +94,13 @@ def test_one_batch_does_not_tell_what_a_constant_has_of_squares() -> None:
     assert squared(stds=6.0, steps=(0,), total=1) == pytest.approx(36.0)
 
 
+def test_parts_of_one_mean_have_the_level_of_all_their_targets() -> None:
+    columns = {"loss.weight": {"(loss)": 0.25, "(other)": 0.75}, "loss.target_mean": 0.0}
+    given = {**columns, "loss.target_rms": {"(loss)": 1.0, "(other)": 3.0}}
+    several = build(columns=given, losses=("(loss)", "(other)"), wiring=one_loss("mse", baseline=1.0))
+    assert several.known_baseline == pytest.approx(0.25 * 1 + 0.75 * 9)
+
+
 def test_a_variance_that_the_sampled_batches_do_not_tell_is_that_of_the_first() -> None:
     assert squared(stds=math.nan) == pytest.approx(36.0)
     assert squared(means=1e5, stds=1.0) == pytest.approx(36.0)  # as good as nothing beside the mean, in float32

@@ -73,6 +73,9 @@ class OutlierBatch(Rule):
       moved the median matrix by a tenth of its norm or more, and ten times as far as those before, the finding is as grave as
       what became of the training. A click thousands of times too loud made steps of 4.6 and 6.6 times the norm, where 0.01
       and 0.02 were usual; the loss went from 1.29 over 376 and 2,613 to ln 4 and stayed there, all units dead 19 steps later.
+      A step as long as the weights themselves leaves nothing of what they were: it is a warning until training has converged.
+      The same click made one of 1.5 in another draw; the loss was back from 33 within ten steps, and came to 0.34 where the
+      training without it came to 0.00001.
     - What follows within 20 steps is an aftershock: a loss of 684 one step after the outlier had ordinary inputs.
     - Steps that are too long make the loss climb over several steps, each higher than the one before; a rate that had become
       fifty times too high took it from 0.001 over 0.03, 0.4 and 50 to 2,000. One batch takes it from 0.06 to 140,000 at once.
@@ -125,6 +128,7 @@ class OutlierBatch(Rule):
     harm_steps: int = 20  # before and after, whose losses are compared
     harm: float = 1.5  # times the median loss before
     scatter: float = 0.9  # share of the losses before that the median after has to exceed as well
+    whole: float = 1.0  # update ratio of the median matrix, from which what it had learned is gone
     blow_up_steps: int = 50  # within which a blow-up is laid to the outlier
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:
@@ -261,14 +265,15 @@ class OutlierBatch(Rule):
             return Severity.CRITICAL
         if any(self._threw(timeline, step) for step in steps) and not works(timeline):
             return gravity(timeline)
-        suffered = any(self._suffered(timeline, step) for step in steps)
+        overwrote = any(self._threw(timeline, step, least=self.whole) for step in steps)
+        suffered = overwrote or any(self._suffered(timeline, step) for step in steps)
         return Severity.WARNING if suffered and not timeline.converged and not timeline.several_objectives else Severity.INFO
 
-    def _threw(self, timeline: Timeline, step: int) -> bool:
+    def _threw(self, timeline: Timeline, step: int, *, least: float = LONG_STEP) -> bool:
         """Whether the step of that batch moved the weights far, and many times as far as those before."""
         sizes, near = step_sizes(timeline), (timeline.steps >= step) & (timeline.steps <= step + 1)
         before = median_of(sizes[(timeline.steps < step) & (timeline.steps >= step - SPIKE_WINDOW)])
-        return bool((sizes[near] >= LONG_STEP).any() and (sizes[near] > self.leap * before).any())
+        return bool((sizes[near] >= least).any() and (sizes[near] > self.leap * before).any())
 
     def _suffered(self, timeline: Timeline, step: int) -> bool:
         """Whether the loss was worse for some time after, by more than it scattered before."""

@@ -84,6 +84,18 @@ def test_batch_norm_from_an_earlier_training_may_be_frozen_on_purpose() -> None:
     assert run(net=frozen(NORMED))[0].severity is Severity.INFO  # weights that nobody trained: fixed features, perhaps
 
 
+@pytest.mark.parametrize(("times", "severity"), [(1.9, Severity.INFO), (2.1, Severity.CRITICAL)])
+def test_statistics_of_other_data_are_as_grave_as_what_becomes_of_the_training(times: float, severity: Severity) -> None:
+    def seen(**more: Any) -> list[Hit]:
+        columns = {"activation.rms": {"n": times}, "weight.norm": {"n.weight": math.sqrt(32)}}
+        given = {"step.evaluating": 1.0, "step.untouched_statistics": 0.0, **columns}
+        return hits(build(more.pop("net", NORMED), columns=given, **more))
+
+    assert seen(pulses={"loss": 1.386})[0].severity is severity
+    assert seen()[0].severity is Severity.INFO  # it works all the same
+    assert not seen(net=frozen(NORMED), pulses={"loss": 1.386})
+
+
 def test_dropout_that_was_never_on_is_for_information() -> None:
     (hit,) = run(untouched=math.nan, net=DROPPED)
     assert (hit.severity, hit.modules) == (Severity.INFO, ("d",))

@@ -164,3 +164,22 @@ def test_targets_with_heavy_tails_have_no_level() -> None:
     assert not hits(regression(lambda step: 1.0 + WOBBLE[step], sparse))
     assert hits(regression(lambda step: 1.0 + WOBBLE[step], lambda step: 1.0 if step < 12 or step % 2 else 3.0))
     assert not hits(regression(lambda step: 1.0 + WOBBLE[step], lambda step: 40.0 if step % 5 == 1 else 1.0))
+
+
+@pytest.mark.parametrize(("scatter", "total", "count"), [(0.2, 110, 1), (0.4, 130, 0), (0.4, 200, 1), (0.6, 200, 0)])
+def test_scattering_losses_take_longer_to_show_that_they_have_no_trend(scatter: float, total: int, count: int) -> None:
+    wave = np.tile([1.0, -1.0, 0.5, -0.5, -1.0, 1.0, -0.5, 0.5], total)[:total]
+    assert len(hits(run(LN4 * (1 + scatter * wave), total=total))) == count
+
+
+def test_a_squared_error_of_several_tasks_is_measured_by_all_of_them() -> None:
+    def tasks(left: float) -> list[Hit]:
+        mean, rms = {"(loss)": 0.0, "(other)": 0.0}, {"(loss)": 0.5, "(other)": 1.5}  # variances of 0.25 and 2.25
+        columns = {"loss.target_mean": mean, "loss.target_rms": rms, "loss.weight": 0.5}
+        wiring, losses = one_loss(baseline=0.25), ("(loss)", "(other)")
+        return hits(
+            build(total=150, pulses={"loss": left * 1.25 + WOBBLE[:150]}, columns=columns, wiring=wiring, losses=losses)
+        )
+
+    assert not tasks(0.75)
+    assert tasks(1.0)[0].evidence["reference_loss"] == pytest.approx(1.25)

@@ -183,6 +183,16 @@ def test_a_step_that_threw_the_weights_out_is_as_grave_as_what_became_of_the_tra
     assert thrown(0.5, {**SPIKE, "loss": lambda step: 1.4 * math.exp(-step / 30)}) is Severity.INFO  # it went on
 
 
+def test_a_step_as_long_as_the_weights_is_a_warning_until_training_has_converged() -> None:
+    def overwritten(ratio: float, end: float) -> Severity:
+        columns = {**OUTLIER, "update.ratio": lambda step: ratio if step == AT else 0.01}
+        course = {**SPIKE, "loss": lambda step: 1.4 if step <= AT else end}
+        return hits(run(columns, course))[0].severity
+
+    assert (overwritten(0.9, 0.4), overwritten(1.1, 0.4)) == (Severity.INFO, Severity.WARNING)
+    assert overwritten(1.1, 0.01) is Severity.INFO
+
+
 def test_a_loss_that_counts_more_from_a_step_on_is_no_outlier() -> None:
     risen = {"gradient_norm": lambda step: 1.0 if step < AT else 1000.0, "loss": lambda step: 0.5 if step < AT else 500.0}
     assert not hits(run({"loss.weight": lambda step: 1.0 if step < AT else 1000.0}, risen))

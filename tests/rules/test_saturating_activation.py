@@ -71,6 +71,15 @@ def test_an_output_that_does_not_vary_over_the_batch_was_brought_down_by_biases(
     assert (works(0.0009), works(0.0011)) == (Severity.WARNING, Severity.INFO)
 
 
+@pytest.mark.parametrize(("share", "severity"), [(0.88, Severity.INFO), (0.93, Severity.WARNING)])
+def test_a_hundred_steps_at_the_start_are_what_it_cost(share: float, severity: Severity) -> None:
+    def course(end: float) -> Any:
+        return {"loss": lambda step: 1.386 if step < 50 else share * 1.386 if step < 150 else end}
+
+    assert run(total=200, pulses=course(0.6))[0].severity is severity
+    assert run(total=200, pulses=course(0.01))[0].severity is Severity.INFO  # it has converged all the same
+
+
 def test_boundaries_of_slope_total_and_depth() -> None:
     assert run(0.58)  # 7 times that is 4.06 decades
     assert not run(0.56)

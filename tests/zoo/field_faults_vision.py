@@ -122,7 +122,7 @@ def convolutions_of_a_hundredth(watch: Watch, faulty: bool) -> Outcome:
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             nn.init.zeros_(layer.bias)
             nn.init.normal_(layer.weight, std=0.01) if faulty else nn.init.kaiming_normal_(layer.weight, a=0.1)
-    return see(watch, model, partial(torch.optim.SGD, momentum=0.9), lr=0.02, steps=150)
+    return see(watch, model, partial(torch.optim.SGD, momentum=0.9), lr=0.01, steps=150)
 
 
 PROGRAMS = (
