@@ -24,6 +24,7 @@ from gradscope.records import RunInfo
 from gradscope.records import Schema
 from gradscope.records import Site
 from gradscope.trends import as_high_before
+from gradscope.trends import carried_on
 from gradscope.trends import falls
 from gradscope.trends import level_start
 from gradscope.trends import median_of
@@ -84,6 +85,7 @@ class Timeline:
         empty = np.zeros((0, len(PULSE_FIELDS)))
         self._pulses = empty if pulses is None or not len(pulses) else np.asarray(pulses, dtype=np.float64)
         self._columns: dict[str, Array] = {}
+        self._held: dict[str, Array] = {}
 
     # -- columns
 
@@ -118,11 +120,10 @@ class Timeline:
         return self._columns[name]
 
     def held(self, name: str) -> Array:
-        """A column whose gaps hold what was captured last: of what changes slowly and is not captured on every sampled step."""
-        table = self.column(name)
-        seen = np.where(np.isnan(table), -1, np.arange(len(table))[:, None])
-        last = np.maximum.accumulate(seen, axis=0) if len(table) else seen
-        return np.where(last >= 0, np.take_along_axis(table, np.maximum(last, 0), axis=0), np.float32(np.nan))
+        """A column whose gaps hold what was captured last: of what changes slowly and is not captured on every step."""
+        if name not in self._held:
+            self._held[name] = carried_on(self.column(name))
+        return self._held[name]
 
     def _build(self, name: str) -> Array:
         kind = name.partition(".")[0]

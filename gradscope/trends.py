@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
+Table = npt.NDArray[np.float32]
 
 SPIKE_WINDOW = 30  # values looked back on
 SPIKE_LEAST = 10  # of them, that say what is usual
@@ -133,6 +134,13 @@ def smoothed(values: Floats, *, width: int = 5) -> npt.NDArray[np.float64]:
     y = np.where(np.isnan(values), np.inf, np.asarray(values, dtype=np.float64))
     padded = np.concatenate([np.repeat(y[:1], width - 1), y])
     return np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=1) if len(y) else y
+
+
+def carried_on(table: Table) -> Table:
+    """The table with its gaps filled by what stood above them; float32 [steps, sites], NaN above the first."""
+    seen = np.where(np.isnan(table), -1, np.arange(len(table))[:, None])
+    last = np.maximum.accumulate(seen, axis=0) if len(table) else seen
+    return np.where(last >= 0, np.take_along_axis(table, np.maximum(last, 0), axis=0), np.float32(np.nan))
 
 
 def median_of(values: Floats) -> float:

@@ -20,6 +20,7 @@ from gradscope.records import Remedy
 from gradscope.records import Severity
 from gradscope.rule import Rule
 from gradscope.timeline import Timeline
+from gradscope.trends import carried_on
 
 
 @final
@@ -90,10 +91,10 @@ class SymmetricInit(Rule):
         hidden = self._hidden(timeline)
         if not early or not len(hidden):
             return
-        alike = self._alike(timeline, hidden)
-        places = np.flatnonzero(alike[:early].any(axis=0))
+        places = hidden[self._alike(timeline, hidden, early).any(axis=0)]
         if len(places):
-            yield self._hit(timeline, hidden[places], early, still=bool(alike[-1, places].any()), zero=False)
+            still = bool(self._alike(timeline, places, len(timeline.steps))[-1].any())
+            yield self._hit(timeline, places, early, still=still, zero=False)
         stuck = self._stuck_at_zero(timeline, early)
         if not len(places) and len(stuck) > 1:
             yield self._hit(timeline, stuck, early, still=True, zero=True)
@@ -111,17 +112,23 @@ class SymmetricInit(Rule):
         wide = [place for place, weight in inner if weight.shape[0] > 1 and weight.fan_in > 1 and timeline.trained[place]]
         return np.array(wide, dtype=np.intp)
 
-    def _alike(self, timeline: Timeline, places: Indices) -> npt.NDArray[np.bool_]:
-        gradient = timeline.column("weight_gradient.norm")[:, places]
-        seen = timeline.held("weight_gradient.zero")[:, places] < 1  # else the sample says nothing of a sparse gradient
-        moved = np.isfinite(gradient) & (gradient > 0) & seen
-        weights = timeline.held("weight.row_spread")[:, places] < self.most_spread  # False where NaN
-        return moved & weights & (timeline.held("weight_gradient.row_spread")[:, places] < self.most_spread)
+    def _alike(self, timeline: Timeline, places: Indices, frames: int) -> npt.NDArray[np.bool_]:
+        """Of so many frames from the start; [frames, places]."""
+        gradient = timeline.column("weight_gradient.norm")[:frames, places]
+        zero, weights, gradients = (
+            carried_on(timeline.column(name)[:frames, places])
+            for name in ("weight_gradient.zero", "weight.row_spread", "weight_gradient.row_spread")
+        )
+        moved = np.isfinite(gradient) & (gradient > 0) & (zero < 1)  # else the sample says nothing of a sparse gradient
+        alike: npt.NDArray[np.bool_] = moved & (weights < self.most_spread) & (gradients < self.most_spread)
+        return alike  # False where NaN
 
     def _stuck_at_zero(self, timeline: Timeline, early: int) -> Indices:
         if early < self.zero_frames:
             return np.zeros(0, dtype=np.intp)
-        still = (timeline.held("weight.norm")[:early] == 0) & (timeline.column("weight_gradient.norm")[:early] == 0)
+        still = (carried_on(timeline.column("weight.norm")[:early]) == 0) & (
+            timeline.column("weight_gradient.norm")[:early] == 0
+        )
         held = still.all(axis=0) & timeline.trained
         places = [layer.parameter for layer in timeline.layers] + _carrying(timeline)
         return np.array(sorted(place for place in places if held[place]), dtype=np.intp)
