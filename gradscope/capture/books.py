@@ -11,8 +11,9 @@ from gradscope.capture.pulses import QuietStep
 from gradscope.capture.schedule import Governor
 
 # What the three calls of a step take before and after gradscope's own clock runs: between two operations of a training, what
-# they touch has to be fetched anew. 30 to 40 µs where steps of 1 and 7 ms were timed with and without them.
-UNSEEN_SECONDS = 35e-6
+# they touch has to be fetched anew. With 35 µs, the account of runs with steps of 1, 7 and 36 ms came to 22, 26 and 36 µs a step
+# too much (docs/benchmarks.md).
+UNSEEN_SECONDS = 15e-6
 # Of what the clock sees of a sampled step: how hooks are called, and how long the training's own operations wait, in this step
 # and the next ones, for what gradscope has driven out of the caches. 5 to 30 % where ten trainings were timed, half of them
 # within 10 to 20 %; more for a mixture of experts, whose modules are many and small.
