@@ -11,8 +11,8 @@ from gradscope.capture.pulses import QuietStep
 from gradscope.capture.schedule import Governor
 
 # What the three calls of a step take before and after gradscope's own clock runs: between two operations of a training, what
-# they touch has to be fetched anew. With 35 µs, the account of runs with steps of 1, 7 and 36 ms came to 22, 26 and 36 µs a step
-# too much (docs/benchmarks.md).
+# they touch has to be fetched anew. With 35 µs, the account of runs with steps of 1, 7 and 36 ms came to 22, 26 and 36 µs too
+# much a step (docs/benchmarks.md).
 UNSEEN_SECONDS = 15e-6
 # Of what the clock sees of a sampled step: how hooks are called, and how long the training's own operations wait, in this step
 # and the next ones, for what gradscope has driven out of the caches. 5 to 30 % where ten trainings were timed, half of them
