@@ -225,8 +225,13 @@ def calm_clipping(timeline: Timeline, *, before: int | None = None) -> Remedy | 
     )
 
 
-def slower(rate: float, better: float, source: str) -> Remedy:
-    """A lower learning rate, and where its value comes from."""
+def slower(timeline: Timeline, rate: float, better: float, source: str) -> Remedy:
+    """A lower learning rate, and where its value comes from; for LBFGS, whose steps are not in proportion, a line search."""
+    if timeline.info.optimizers and all(optimizer.type == "LBFGS" for optimizer in timeline.info.optimizers):
+        return Remedy(
+            f"Let LBFGS find the length of its steps by a line search, with a learning rate of 1 and not {rate:g}.",
+            'for group in optimizer.param_groups:\n    group["lr"], group["line_search_fn"] = 1.0, "strong_wolfe"',
+        )
     if not rate > 0 or not better > 0:
         return Remedy("Lower the learning rate to an eighth, and again until the first steps change weights by 1 % at most.")
     return Remedy(

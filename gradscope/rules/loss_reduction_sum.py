@@ -81,7 +81,8 @@ class LossReductionSum(Rule):
 
     ## What to do
 
-    Use `reduction="mean"`; or divide the learning rate by the number of terms.
+    Use `reduction="mean"`, or divide the loss by the number of calls that it is added up from; or divide the learning rate by
+    the number of terms.
 
     ## Known false alarms
 
@@ -214,6 +215,8 @@ def _classes(loss: LossInfo) -> int:
 
 
 def _remedy(found: _Sum, rate: float) -> Remedy:
+    if found.loss.kind != "other" and found.loss.reduction != "sum":
+        return _over_calls(found.loss)
     mean = _mean(found)
     if not rate > 0 or not found.factor > 0:
         return Remedy("Average the loss over the batch.", mean)
@@ -224,9 +227,19 @@ def _remedy(found: _Sum, rate: float) -> Remedy:
     )
 
 
+def _over_calls(loss: LossInfo) -> Remedy:
+    """How many calls there are is not known beyond the first; where each is of one sample, it is the batch that tells."""
+    function = FUNCTIONS.get(loss.kind, loss.kind)
+    alone = loss.target_shape is not None and math.prod(loss.target_shape) == 1
+    return Remedy(
+        f"Divide the loss by the number of calls of {function} that it is added up from.",
+        "loss = loss / len(y)  # before loss.backward(): a mean over the batch" if alone else None,
+    )
+
+
 def _mean(found: _Sum) -> str:
     """Code for the loss as a mean."""
-    if found.loss.kind == "other" or found.loss.reduction != "sum":
+    if found.loss.kind == "other":
         return f"loss = loss / {found.terms:.0f}  # before loss.backward(): a mean"
     function = FUNCTIONS.get(found.loss.kind, found.loss.kind)
     output = "output.log_softmax(dim=-1)" if found.loss.kind in ("nll", "kl_div") else "output"

@@ -167,7 +167,7 @@ class LrTooHigh(Rule):
 
     Where the overshoot was measured, lower the learning rate to lr / (4 O), which brings it to a quarter. Else lower it so that
     the first steps move the median matrix by a hundredth of its norm, and to an eighth at least; or warm it up over the first
-    hundreds of steps.
+    hundreds of steps. LBFGS finds the length of its steps by a line search.
 
     ## Known false alarms
 
@@ -382,7 +382,7 @@ class LrTooHigh(Rule):
                 **({"overshoot": plain(probe.overshoot)} if probe else {}),
             },
             message=self._message(timeline, rate, found),
-            remedy=slower(rate, better, source_of(long, measured=measured)),
+            remedy=slower(timeline, rate, better, source_of(long, measured=measured)),
             severity=found.severity,
             strength=5.0 if probe else 3.0 if found.at_once or cleared else 1.0,
         )

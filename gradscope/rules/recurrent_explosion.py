@@ -73,7 +73,9 @@ class RecurrentExplosion(Rule):
 
     Multiply the recurrent matrix by 0.9 / a, or begin with an orthogonal one, and clip the gradient at a norm of 1. Exactly
     1 / a is not enough by itself: with momentum such a recurrence blew up again within 200 steps, and so it did at 0.97 / a;
-    at 0.9 / a it trained. An LSTM or GRU in place of a plain recurrence removes the product altogether.
+    at 0.9 / a it trained. Of layers on top of one another each matrix is multiplied: five of radius 1.2, with a = 1.79, stayed
+    at ln 4 with clipping alone, and learned once multiplied. An LSTM or GRU in place of a plain recurrence removes the product
+    altogether.
 
     ## Known false alarms
 
@@ -179,8 +181,9 @@ class RecurrentExplosion(Rule):
 def _remedy(timeline: Timeline, module: str, names: list[str], factor: float) -> Remedy:
     norm = min(clipping_norm(timeline), MOST_NORM)  # what was seen has the growth in it
     clip = f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={norm:g})  # between backward() and optimizer.step()"
-    if len(names) > MOST_MATRICES:
-        return Remedy(f"Clip the gradient at a norm of {norm:g}, and start {module or 'the model'} with smaller weights.", clip)
+    stacked = all(name.rpartition(".")[2].startswith("weight_hh") for name in names)  # a layer's matrix each, and no block's
+    if len(names) > MOST_MATRICES and not stacked:
+        return Remedy(f"Start {module or 'the model'} with smaller weights, and clip the gradient at a norm of {norm:g}.")
     return Remedy(
         f"Multiply the recurrent matrix of {module or 'the model'} by {KEPT / factor:.3g}, so that a time step keeps 90 % "
         f"of the gradient, and clip the gradient at a norm of {norm:g}.",

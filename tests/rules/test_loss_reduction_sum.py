@@ -134,9 +134,11 @@ def test_healthy_and_broken_numbers_raise_nothing() -> None:
     hits(run(math.nan, pulses={"loss": math.nan}))
 
 
-def one_by_one(ratio: Any = 0.5, *, count: int = 8, weight: Any = 1.0, **given: Any) -> list[Hit]:
+def one_by_one(
+    ratio: Any = 0.5, *, count: int = 8, weight: Any = 1.0, target: tuple[int, ...] = (1,), **given: Any
+) -> list[Hit]:
     """A cross-entropy of each sample, added up; eight of them are looked at."""
-    wiring = one_loss("cross_entropy", classes=10, input_shape=(1, 10), target_shape=(1,), baseline=math.log(10))
+    wiring = one_loss("cross_entropy", classes=10, input_shape=(1, 10), target_shape=target, baseline=math.log(10))
     columns = {"update.ratio": ratio, "loss.weight": weight, "loss.target_count": 1.0}
     names = [f"(loss {i})" for i in range(count)]
     return hits(build(columns=columns, wiring=wiring, losses=names, **{"pulses": {"loss": 147.0}, **given}))
@@ -145,11 +147,19 @@ def one_by_one(ratio: Any = 0.5, *, count: int = 8, weight: Any = 1.0, **given: 
 def test_a_loss_that_is_added_up_sample_by_sample_is_a_sum() -> None:
     (hit,) = one_by_one()
     assert hit.severity is Severity.CRITICAL and "a sum over at least 8 terms" in hit.message
-    assert (hit.remedy.code or "").startswith("loss = loss / 8")
+    names = {"loss": 147.0, "y": range(64)}
+    exec(str(hit.remedy.code), names)
+    assert names["loss"] == pytest.approx(147 / 64)  # there may be more than the eight that are known
     assert one_by_one(0.81)[0].severity is Severity.INFO  # an eighth of it is too long as well
     assert not one_by_one(count=7)
     assert not one_by_one(weight=1 / 64)  # a mean
     assert not one_by_one(weight=[1.0] * 7 + [0.5])
+
+
+def test_a_loss_that_is_added_up_over_whole_batches_has_no_number_to_divide_by() -> None:
+    (hit,) = one_by_one(target=(64,))
+    assert "by the number of calls of cross_entropy" in hit.remedy.text and hit.remedy.code is None
+    assert one_by_one(target=())[0].remedy.code is not None  # a sample's label without a batch
 
 
 def test_a_cross_entropy_that_is_written_out_is_judged_by_the_classes_of_its_logits() -> None:

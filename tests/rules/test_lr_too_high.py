@@ -228,7 +228,9 @@ def test_a_loss_that_is_far_off_after_the_first_steps_own_updates_is_the_rates()
     lbfgs = (OptimizerInfo("LBFGS", 5.0, tuple(p.name for p in SMALL.parameters), 0, {}),)
     for forwards, named in ((4.0, True), (1.0, False)):
         columns = {"step.forwards": forwards}
-        assert bool(run(lambda step: 1e4 * 50.0**step, ratio=3.0, columns=columns, optimizers=lbfgs)) is named
+        found = run(lambda step: 1e4 * 50.0**step, ratio=3.0, columns=columns, optimizers=lbfgs)
+        assert bool(found) is named
+        assert all('1.0, "strong_wolfe"' in (hit.remedy.code or "") for hit in found)
 
 
 def test_an_overshoot_beyond_what_the_scale_explains_is_the_rates() -> None:

@@ -100,12 +100,18 @@ def test_a_shared_module_without_a_square_matrix_does_not_recur() -> None:
     assert run(4.0, net=linear("again", 32, 32) + linear("head", 32, 4), path="again")
 
 
-def test_a_block_of_many_matrices_is_clipped_and_not_divided() -> None:
+def test_a_block_of_many_matrices_is_not_divided() -> None:
     inside = tuple(parameter(f"block.{name}.weight", (16, 16)) for name in "qkvoab")
     net = Net((ModuleInfo("block", "Block", "container"),), inside) + linear("head", 16, 4)
     (hit,) = run(4.0, net=net, path="block")
-    assert "clip_grad_norm_" in (hit.remedy.code or "")
-    assert "get_parameter" not in (hit.remedy.code or "")
+    assert "Start block with smaller weights" in hit.remedy.text and hit.remedy.code is None
+
+
+def test_layers_on_top_of_one_another_are_divided_each() -> None:
+    weights = tuple(parameter(f"cell.weight_hh_l{layer}", (32, 32)) for layer in range(5))
+    net = Net((ModuleInfo("cell", "RNN", "recurrent", tuple(p.name for p in weights)),), weights) + linear("head", 32, 4)
+    (hit,) = run(4.0, net=net)
+    assert all(f"'{p.name}'" in (hit.remedy.code or "") for p in weights)
 
 
 def test_a_step_that_was_too_long_because_of_the_growth_is_proof() -> None:

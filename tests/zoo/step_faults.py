@@ -24,6 +24,8 @@ from tests.zoo.program import Watch
 from tests.zoo.program import fit
 from tests.zoo.proofs import learned_nothing
 from tests.zoo.proofs import worse
+from tests.zoo.treatment import UNTREATED
+from tests.zoo.treatment import Treatment
 
 
 def sgd_rate_3(watch: Watch, faulty: bool) -> Outcome:
@@ -161,8 +163,9 @@ def lbfgs_rate_5(watch: Watch, faulty: bool) -> Outcome:
     """No line search, and four updates to a step: what is seen of step 0 came after them."""
     x, y = data.taught(count=400)
     model = mlp(10, 32, 1, activation=nn.Tanh)
-    watch(model)
+    treatment: Treatment = watch(model) or UNTREATED
     optimizer = torch.optim.LBFGS(model.parameters(), lr=5.0 if faulty else 0.5, max_iter=4)
+    treatment.apply("start", {"model": model, "optimizer": optimizer})
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -183,7 +186,7 @@ PROGRAMS = (
     Fault(rmsprop_rate, ("lr-too-high",), worse(3), remedy="start"),
     Fault(adagrad_rate, ("lr-too-high",), worse(3), remedy="start"),
     Fault(regression_rate_1, ("lr-too-high",), worse(3), remedy="start"),
-    Fault(lbfgs_rate_5, ("lr-too-high",), worse(3)),
+    Fault(lbfgs_rate_5, ("lr-too-high",), worse(3), remedy="start"),
     Fault(rate_that_jumps, ("lr-too-high",), worse(3), begins=100),
     Fault(two_optimizers_one_too_fast, ("lr-too-high",), worse(3)),
     Fault(rate_tiny, ("lr-too-low",), learned_nothing, remedy="start"),

@@ -11,6 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from gradscope.run_report import RunReport
+from tests.zoo.form_faults import FORMS
 from tests.zoo.program import Fault
 from tests.zoo.program import Outcome
 from tests.zoo.proving import SEED
@@ -25,6 +26,7 @@ from tests.zoo.running import watched_fault
 from tests.zoo.treatment import Treatment
 from tests.zoo.trials import CURES
 from tests.zoo.trials import DRIFTS
+from tests.zoo.trials import FORMED
 from tests.zoo.trials import LOOKS
 from tests.zoo.trials import OPERATIONS
 from tests.zoo.trials import STOPS
@@ -48,7 +50,17 @@ def test_names_and_cures_the_fault(fault: Fault) -> None:
 def test_cures_as_well(trial: Trial) -> None:
     fault = FAULTS[trial.program]
     twin = alone(lambda watch: fault.train(watch, False), SEED)
-    code = remedy(watched_fault(fault, SEED, every=1).runs[0], trial.rule)
+    code = remedy(watched_fault(fault, SEED, every=trial.every).runs[0], trial.rule)
+    assert code.startswith(trial.begins)
+    assert works(with_code(fault, trial.place, code), twin), code
+
+
+@pytest.mark.parametrize("trial", FORMED, ids=lambda trial: trial.name)
+def test_cures_a_fault_of_another_form(trial: Trial) -> None:
+    fault = FORMS[trial.program]
+    seen, twin = proven(fault)
+    code = remedy(seen.runs[0], trial.rule)
+    assert code.startswith(trial.begins)
     assert works(with_code(fault, trial.place, code), twin), code
 
 

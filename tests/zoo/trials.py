@@ -16,11 +16,15 @@ class Trial:
     rule: str
     place: str  # one of treatment.PLACES
     says: str = ""  # of code that looks: what it has found, as an expression
+    begins: str = ""  # of code that has several forms: how this one begins
+    every: int = 1  # steps from one that is sampled to the next
 
     @property
     def name(self) -> str:
         return f"{self.rule}-{self.program}"
 
+
+CLIP, LOSS = "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=", "loss = torch.nn.functional."
 
 # Code that makes the training work: symptoms where it is the thing to do, and further forms of what causes say.
 CURES = (
@@ -55,6 +59,17 @@ CURES = (
     Trial("clipped_by_value", "clipping-too-tight", "gradients"),
     Trial("nothing_to_predict", "nonfinite-origin", "step"),
     Trial("logarithm_of_zero", "nonfinite-origin", "loss"),
+    Trial("lbfgs_rate_5", "lr-too-high", "start"),
+    Trial("outlier_in_a_batch", "outlier-batch", "gradients", begins=CLIP, every=7),
+)
+# Forms of code that no fault of the zoo asks for.
+FORMED = (
+    Trial("logged_steps_not_clipped", "adam-second-moment-lag", "gradients", begins=CLIP),
+    Trial("brought_to_a_norm", "clipping-too-tight", "gradients", begins=CLIP),
+    Trial("gates_begin_open", "saturating-activation", "start", begins="factors = {'0': "),
+    Trial("recurrence_in_five_layers", "recurrent-explosion", "start"),
+    Trial("two_way_logarithm_of_zero", "nonfinite-origin", "loss", begins=f"{LOSS}binary_cross_entropy_with_logits(output, y)"),
+    Trial("added_up_one_by_one", "loss-reduction-sum", "loss", begins="loss = loss / len(y)"),
 )
 # Code that stands in place of the operation of which a value came that was not finite.
 OPERATIONS = {
