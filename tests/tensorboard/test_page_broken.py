@@ -70,7 +70,7 @@ def raising(path: Path) -> None:
         (Path("rules", "lr_too_high.py"), cut_short, "gradscope failed with SyntaxError"),
         (Path("tensorboard", "routes", "matrix.py"), raising, "gradscope failed with KeyError: '<b>lost</b>'"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_the_tab_says_what_is_wrong(browser, logdir, copied, part: Path, harm: Callable[[Path], None], said: str):
     harm(copied / "gradscope" / part)
