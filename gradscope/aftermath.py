@@ -49,6 +49,12 @@ def finite_steps(timeline: Timeline) -> Floats:
     return np.where(np.isin(timeline.steps, broken), np.nan, step_sizes(timeline))
 
 
+def begins_amid(timeline: Timeline) -> bool:
+    """Whether the record begins after the start, where steps are already as long as the weights: what came before led there."""
+    sizes = finite_steps(timeline)
+    return bool(len(timeline.loss_steps) and timeline.loss_steps[0] > 0 and len(sizes) and sizes[0] >= 1)
+
+
 def accident(timeline: Timeline, sizes: Floats, step: int) -> bool:
     """Whether the loss that leapt at ``step`` came back to its start, or below, and steps since are as long as is usual.
 

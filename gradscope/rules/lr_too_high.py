@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradscope.aftermath import accident
+from gradscope.aftermath import begins_amid
 from gradscope.aftermath import changed_by_hand
 from gradscope.aftermath import constant_loss
 from gradscope.aftermath import finite_steps
@@ -125,13 +126,12 @@ class LrTooHigh(Rule):
     - Large steps alone are no fault: a healthy Adagrad embedding shows 0.35 and full-batch training at the edge of
       stability 0.11, both with a falling loss. Steps that weight decay alone makes large are not counted.
     - Where the loss is the mean of fewer than eight numbers it jumps by chance: there it takes a hundredfold rise.
+    - A record that begins after the start with steps as long as the weights shows what came of a blow-up, not its cause.
 
-    On 78 healthy trainings O at step 0 was 0.43 at most; it is proportional to the rate. Digits as raw values of 0 to 16 had
-    9.9, and 0.15 once divided by their root mean square.
-
-    On 26 healthy small trainings the median update ratio of the first five steps was at most 0.11 and the loss rose by at
-    most 1.6 times its start; with learning rates that were too high it was 0.14 to 100,000 and the loss jumped by 1.3 to
-    1e14. Such a run need not fail outright: it came to 0.15 to 1.95 in 250 steps, where a good rate comes to 0.002.
+    On 26 healthy small trainings the median update ratio of the first five steps was at most 0.11, the loss at most 1.6 times
+    its start; with rates that were too high 0.14 to 100,000, and 1.3 to 1e14 times. Such a run need not fail outright: it came
+    to 0.15 to 1.95 in 250 steps, where a good rate comes to 0.002. On 78 healthy trainings O at step 0 was 0.43 at most.
+    O is proportional to the rate. Digits as raw values of 0 to 16 had 9.9, and 0.15 once divided by their root mean square.
 
     Of 264 healthy trainings (one seed) eight had five early steps of 15 to 45 % (full-batch regression, a sparse embedding,
     Adagrad, L-BFGS, …), and the five whose constant loss is known came to a sixth of it at most. Faults with such steps stood
@@ -145,7 +145,7 @@ class LrTooHigh(Rule):
     which were back at their start two steps later, and half the rate did no better (0.11 to 0.37, not 0.10 to 0.35). Rates
     that were too high had 24 and 87. At 0.003 five steps moved an MLP by 39 to 15 %, which is 4 % once settled, and 600 steps
     came to 0.08 to 0.31 (three seeds; at 0.001 to 0.16 to 0.51): such steps count at the length of those to come.
-    A first step of 1 % with O of 1.35 was followed by ever lower losses; one of 1.4 % with 2.1 by 20, 0.8 and 1.6, from 6.9.
+    A first step of 1 % with O of 1.35 led to ever lower losses; one of 1.4 % with 2.1 to 20, 0.8 and 1.6, from 6.9.
     Adam's second step in an LSTM, of 3.9 %, had 1.48, and the losses went 0.89, 0.92, 0.62, 0.68. So it takes three losses to
     be more than an aside, below an O of two, and of a short step below four. After a leap momentum coasts on: 16 % fell to 3 %
     over 15 steps, by 0.9 each, while the loss was back. Its own steps are judged, and till then whether they shrink.
@@ -214,7 +214,7 @@ class LrTooHigh(Rule):
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         losses = timeline.loss
         blind = len(losses) < 2 or not len(timeline.frames) or not math.isfinite(losses[0])
-        if blind or scale_is_off(timeline, self.most_start):
+        if blind or scale_is_off(timeline, self.most_start) or begins_amid(timeline):
             return
         sizes = finite_steps(timeline)
         found = self._early(timeline, sizes) or self._lost(timeline, sizes) or self._late(timeline, sizes)

@@ -538,3 +538,14 @@ def test_steps_without_any_gradient_are_weight_decays_however_weak_it_is() -> No
     stays = {"loss": 1.4}
     assert hits(build(columns={"update.ratio": 0.3}, pulses=stays, optimizers=(decaying,)))
     assert not hits(build(columns={"update.ratio": 0.3}, pulses={**stays, "gradient_norm": 0.0}, optimizers=(decaying,)))
+
+
+@pytest.mark.parametrize(("since", "said"), [(0, 1), (4, 0)])
+def test_a_record_that_begins_in_the_midst_of_a_blow_up_does_not_tell_its_cause(since: int, said: int) -> None:
+    whole = build(
+        SMALL, steps=DENSE, columns={"update.ratio": lambda step: 5.0 * 10.0 ** min(step, 6)},
+        pulses={"loss": lambda step: 2.3 * 1e3 ** min(step, 8), "gradient_norm": lambda step: 10.0 ** min(step, 8),
+                "learning_rate": 0.1},
+    )  # fmt: skip
+    part = Timeline(whole.info, [frame for frame in whole.frames if frame.step >= since], whole._pulses[since:])
+    assert len(hits(part)) == said
