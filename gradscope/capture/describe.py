@@ -57,6 +57,11 @@ class Description:
         described = tuple(_as_known(m, known.get((m.path, m.type))) for m in describe_modules(model))
         self.info = replace(self.info, modules=described, parameters=parameters, device=device)
 
+    def start_values(self, zero: Mapping[str, bool]) -> None:
+        """Whether each of these parameters was all zero when the model was described, which a device had to tell."""
+        parameters = tuple(replace(p, zero_at_start=zero.get(p.name, p.zero_at_start)) for p in self.info.parameters)
+        self.info = replace(self.info, parameters=parameters)
+
     def optimizer(self, optimizer: Optimizer, names: tuple[str, ...], *, strangers: int) -> None:
         known = self._optimizers.get(id(optimizer))
         same = known is not None and self._objects[id(optimizer)]() is optimizer  # else a new one has taken its address

@@ -21,6 +21,7 @@ from gradscope.capture.parameters import ParameterProbe
 from gradscope.capture.pulses import is_loss_scale
 from gradscope.capture.slots import Slot
 from gradscope.capture.transfer import Mailbox
+from gradscope.capture.transfer import to_device
 from gradscope.records import HISTOGRAM_BINS
 from gradscope.records import STATISTICS
 from gradscope.records import Array
@@ -199,7 +200,7 @@ class FrameMaker:
             found = self._saturation(slot)
             if found is not None and slot.forward is not None and slot.forward.arena is arena:
                 limits[slot.forward.index] = found
-        return torch.tensor(limits, dtype=torch.float32, device="cpu").T.to(arena.device, non_blocking=True)
+        return to_device(torch.tensor(limits, dtype=torch.float32, device="cpu").T, arena.device)
 
     def _saturation(self, slot: Slot) -> tuple[float, float] | None:
         kind, activation = self._types.get(slot.site.path, ("", None))

@@ -11,16 +11,22 @@ from torch.optim.optimizer import Optimizer
 from gradscope.capture.describe import Description
 from gradscope.capture.modules import ModuleProbe
 from gradscope.capture.parameters import ParameterProbe
+from gradscope.capture.roles import nonzero_counts
+from gradscope.capture.transfer import Arrays
+from gradscope.capture.transfer import Mailbox
 
 
 @final
 class Holdings:
     """Looks at the model when its first step begins, and again where its parameters have changed."""
 
-    def __init__(self, model: torch.nn.Module, modules: ModuleProbe, description: Description, *, places: int) -> None:
+    def __init__(
+        self, model: torch.nn.Module, modules: ModuleProbe, description: Description, mailbox: Mailbox, *, places: int
+    ) -> None:
         self._model = weakref.ref(model)
         self._modules = modules
         self._description = description
+        self._mailbox = mailbox
         self._places = places
         self._parameters: ParameterProbe | None = None
         # How many tensors each optimizer holds, and which of them are ours.
@@ -38,9 +44,20 @@ class Holdings:
             self._modules.refresh(model)
             self._parameters = ParameterProbe(dict(model.named_parameters()), places=self._places)
             self._description.model(model)
+            self._ask_start_values(model)
         if self._parameters is None:
             raise RuntimeError("the watched model was deleted within a step")
         return self._parameters
+
+    def _ask_start_values(self, model: torch.nn.Module) -> None:
+        counts = nonzero_counts(model)
+        names = tuple(counts)
+
+        def arrived(arrays: Arrays) -> None:
+            self._description.start_values({name: not count for name, count in zip(names, arrays, strict=True)})
+
+        if counts:
+            self._mailbox.send(list(counts.values()), arrived)
 
     def have_changed(self, *, thorough: bool) -> bool:
         """Whether a parameter was resized or moved since it was looked at last, or, if thorough, added or replaced."""

@@ -45,9 +45,8 @@ MOST_BLOCKS = 4096  # cached sets of offsets; sequence lengths that vary without
 _current_graph_task_id = torch._C._current_graph_task_id
 _set_grad_enabled = torch._C._set_grad_enabled
 _weak = weakref.ref
-_TABLES = (
-    2  # of hooks that a slot keeps: most loops hold on to a step's loss, and so to its graph, until they have the next one
-)
+# Of hooks that a slot keeps: most loops hold on to a step's loss, and so to its graph, until they have the next one.
+_TABLES = 2
 _OURS_ALONE = 2  # references to a table that no graph holds: ours, and that of the question
 _last_dimension = frozenset({"linear", "embedding", "recurrent", "attention"})
 

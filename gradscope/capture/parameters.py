@@ -14,6 +14,10 @@ import numpy as np
 import torch
 
 from gradscope.capture.arena import Arena
+from gradscope.capture.parameter_norms import NONE
+from gradscope.capture.parameter_norms import Norms
+from gradscope.capture.parameter_norms import norms_of
+from gradscope.capture.parameter_norms import norms_of_gradients
 from gradscope.capture.parameter_tables import GRADIENT_ROWS
 from gradscope.capture.parameter_tables import WEIGHT_ROWS
 from gradscope.capture.parameter_tables import GroupMasks
@@ -29,6 +33,8 @@ from gradscope.capture.sampling import Block
 from gradscope.capture.sampling import Grid
 from gradscope.capture.sampling import parameter_block
 from gradscope.capture.sampling import parameter_grid
+from gradscope.capture.transfer import to_device
+from gradscope.capture.transfer import together
 from gradscope.capture.turns import Turns
 from gradscope.records import Site
 from gradscope.trends import Mask
@@ -105,14 +111,6 @@ class _Samples:
         self._of = None
 
 
-class _Norms(NamedTuple):
-    """The norms of gradients of some parameters. Made at every step."""
-
-    ids: tuple[int, ...]
-    norms: tuple[torch.Tensor, ...]  # scalars, float32
-    together: torch.Tensor  # float32 [parameters], on the device of the first; on the host without any
-
-
 class _HeldStep(NamedTuple):
     """What is kept of a sampled step until it is handed on, beside its samples. Made at every sampled step."""
 
@@ -150,14 +148,15 @@ class ParameterProbe:
         self._tracked = [by_name[name] for name in order]
         self._parameters = [t.parameter for t in self._tracked]
         self._ids = tuple(id(p) for p in self._parameters)
+        self._home = next((p.device for p in self._parameters if not p.is_cpu), torch.device("cpu"))  # of all norms together
         self._by_id = dict(zip(self._ids, self._tracked, strict=True))
         self._every_name, self._all = frozenset(order), np.ones(len(order), dtype=bool)
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self.sites = tuple(Site(t.name) for t in self._tracked)
         self._addresses: list[int] = []  # of the parameters, as they were described last
         self._weight_norms: torch.Tensor | None = None
-        self._at_hand = _NONE  # norms of gradients since the last global norm
-        self._norms = _NONE  # of the step's gradients
+        self._at_hand = NONE  # norms of gradients since the last global norm
+        self._norms = NONE  # of the step's gradients
         self._last_norms: torch.Tensor | None = None  # float32 [parameters], of the sampled step before this one
         self._carried_norms: torch.Tensor | None = None  # the same as the step's first backward found them, where it was looked
         self._gradients_taken = False
@@ -176,16 +175,16 @@ class ParameterProbe:
         return tuple(self._names[id(p)] for p in parameters if id(p) in self._names)
 
     def gradient_norm(self, parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        """Exact global norm of the gradients of these parameters, a scalar on the device of the first; None without any.
+        """Exact global norm of the gradients of these parameters, a scalar on one of their devices; None without any.
 
         The norms of the single gradients are kept for ``take_norms``, which has to follow before any gradient changes.
         """
-        found = self._at_hand = _norms_of(parameters)
+        found = self._at_hand = norms_of_gradients(parameters)
         return torch.linalg.vector_norm(found.together) if found.ids else None
 
     def forget_norms(self) -> None:
         """Let go of the norms of single gradients: this step is not sampled."""
-        self._at_hand = _NONE
+        self._at_hand = NONE
 
     # -- one sampled step
 
@@ -198,7 +197,7 @@ class ParameterProbe:
                 samples.taking = all_of_them or alone
             self._chosen = tuple([samples for samples in self._groups if samples.taking])
         self._turns.to(len(self._held))
-        self._norms, self._weight_norms = _NONE, None
+        self._norms, self._weight_norms = NONE, None
         self._carried_norms, self._gradients_taken = None, False
 
     @property
@@ -212,12 +211,12 @@ class ParameterProbe:
 
     def take_carried(self) -> None:
         """Before the step's first backward: the norms of gradients that are still there."""
-        self._at_hand = _NONE
-        self._carried_norms = self._spread(_norms_of(self._parameters))
+        self._at_hand = NONE
+        self._carried_norms = self._spread(norms_of_gradients(self._parameters))
 
     def weigh(self) -> None:
         """Before the optimizer's step, now and then: the exact norms of the weights. Reads all of the model's memory."""
-        self._weight_norms = _together(_norms([p.detach() for p in self._parameters]))
+        self._weight_norms = together(norms_of([p.detach() for p in self._parameters]))
 
     def take_before(self) -> None:
         """Before the optimizer's step: sample the weights."""
@@ -226,16 +225,16 @@ class ParameterProbe:
 
     def take_norms(self) -> None:
         """Take the gradients' norms as they are now; again after a step that worked them out in a closure."""
-        known, self._at_hand = self._at_hand, _NONE
+        known, self._at_hand = self._at_hand, NONE
         if known.ids == self._ids:  # the rule
-            self._norms = known._replace(ids=self._ids)  # one object, so that nobody has to compare thousands again
+            self._norms = known
             return
         by_id = dict(zip(known.ids, known.norms, strict=True))
-        rest = _norms_of([p for p in self._parameters if id(p) not in by_id])
+        rest = norms_of_gradients([p for p in self._parameters if id(p) not in by_id])
         by_id.update(zip(rest.ids, rest.norms, strict=True))
         ids = tuple(key for key in self._ids if key in by_id)
         norms = tuple(by_id[key] for key in ids)
-        self._norms = _Norms(self._ids if len(ids) == len(self._ids) else ids, norms, _together(norms))
+        self._norms = Norms(ids, norms, together(norms))
 
     def take_gradients(self) -> None:
         """Sample the gradients as they are now."""
@@ -274,14 +273,14 @@ class ParameterProbe:
         for samples in self._groups:
             samples.end_step(len(self._held))
         norms = self._spread(self._norms)
-        with_gradient = self._all if self._norms.ids is self._ids else np.isin(self._ids, self._norms.ids)
+        with_gradient = np.isin(self._ids, self._norms.ids) if self._lacks_some(self._norms) else self._all
         step = _HeldStep(
             self._remembers, with_gradient, self._mask(stepped), self._norms.together, self._weight_norms, self._carried(norms),
             self._gradients_taken,
         )  # fmt: skip
         self._held.append(step)
         self._remembers = True
-        self._last_norms, self._norms, self._weight_norms = norms, _NONE, None
+        self._last_norms, self._norms, self._weight_norms = norms, NONE, None
 
     def _carried(self, norms: torch.Tensor) -> torch.Tensor | None:
         """Whether each gradient was still there, unchanged, when the step began: 1, 0, or NaN where this or the last step had
@@ -290,17 +289,21 @@ class ParameterProbe:
         found, last = self._carried_norms, self._last_norms
         if found is None or last is None or not self._remembers:
             return None
-        left = ((found == last.to(found.device)) & (found > 0)).float()
-        return left.where(~(norms.to(found.device) + last.to(found.device)).isnan(), float("nan"))
+        left = ((found == last) & (found > 0)).float()
+        return left.where(~(norms + last).isnan(), float("nan"))
 
-    def _spread(self, norms: _Norms) -> torch.Tensor:
-        """Norms of gradients as float32 [parameters], NaN where there is none."""
-        if norms.ids is self._ids:
-            return norms.together
-        there = torch.from_numpy(np.isin(self._ids, norms.ids))
-        spread = torch.full((len(self._ids),), float("nan"), dtype=torch.float32, device=norms.together.device)
-        spread[there] = norms.together
-        return spread
+    def _spread(self, norms: Norms) -> torch.Tensor:
+        """Norms of gradients as float32 [parameters] on one device, whatever is there, NaN where there is none."""
+        found = to_device(norms.together, self._home)
+        if not self._lacks_some(norms):
+            return found
+        there = torch.from_numpy(np.flatnonzero(np.isin(self._ids, norms.ids)))
+        spread = torch.full((len(self._ids),), float("nan"), dtype=torch.float32, device=self._home)
+        return spread.index_copy_(0, to_device(there, self._home), found)
+
+    def _lacks_some(self, norms: Norms) -> bool:
+        """Whether some of the watched parameters, of which these norms are, have none."""
+        return len(norms.ids) < len(self._ids)
 
     def _mask(self, names: Collection[str]) -> Mask:
         """Which parameters have one of these names."""
@@ -317,7 +320,7 @@ class ParameterProbe:
     def tables(self) -> list[torch.Tensor]:
         """All that they showed as tensors on their devices, for ``parameter_tables.columns`` once they are on the host."""
         last = self._held[-1]
-        of_last = [values if values is not None else _together(()) for values in (last.weight_norms, last.carried)]
+        of_last = [values if values is not None else together(()) for values in (last.weight_norms, last.carried)]
         weighed = last.weight_norms is not None
         groups = [samples.tables(weighed=weighed, gradients=last.gradients) for samples in self._groups]
         return [*of_last, *(step.gradient_norms for step in self._held), *(table for tables in groups for table in tables)]
@@ -341,53 +344,8 @@ class ParameterProbe:
         self._held = []
 
 
-def _norms_of(parameters: Sequence[torch.Tensor]) -> _Norms:
-    """The norms of the gradients that these parameters have."""
-    gradients = [p.grad for p in parameters]
-    there = [g for g in gradients if g is not None]
-    if not there:
-        return _NONE
-    plain = {g.layout for g in there} == _STRIDED and all(dtype.is_floating_point for dtype in {g.dtype for g in there})
-    if len(there) == len(gradients) and plain:  # the rule; without a pair for each of thousands of parameters
-        ids = tuple(map(id, parameters))
-    else:
-        dense = {id(p): d for p, g in zip(parameters, gradients, strict=True) if g is not None and (d := _dense(g)) is not None}
-        ids, there = tuple(dense), list(dense.values())
-    norms = _norms(there)
-    return _Norms(ids, norms, _together(norms))
-
-
-def _norms(tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Euclidean norm of each, float32. Squares are summed in float32 (float64 for float64): past 1.8e19 they are infinite."""
-    if not tensors:
-        return ()
-    with torch.no_grad():
-        if torch.float64 in {tensor.dtype for tensor in tensors}:
-            return tuple([norm.float() for norm in torch._foreach_norm(tensors, dtype=torch.float64)])
-        return tuple(torch._foreach_norm(tensors, dtype=torch.float32))
-
-
-def _together(norms: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Scalars as one vector on the device of the first; on the host without any."""
-    if not norms:
-        return torch.zeros(0, dtype=torch.float32, device="cpu")
-    home = norms[0].device
-    if len({norm.device for norm in norms}) > 1:
-        norms = tuple([norm.to(home, non_blocking=True) for norm in norms])
-    return torch.stack(norms)
-
-
-def _dense(gradient: torch.Tensor) -> torch.Tensor | None:
-    """The numbers of a gradient; None where these are no floating-point ones."""
-    if not gradient.is_floating_point():
-        return None
-    return gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
-
-
 def _can_be_tracked(parameter: torch.nn.Parameter) -> bool:
     return parameter.is_floating_point() and parameter.layout is torch.strided and parameter.numel() > 0
 
 
-_STRIDED = {torch.strided}  # layouts of gradients whose norm is taken as they are
 _FIRST = range(1)
-_NONE = _Norms((), (), _together(()))

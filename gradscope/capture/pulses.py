@@ -18,6 +18,7 @@ from gradscope.capture.graph import saved_tensor
 from gradscope.capture.transfer import Arrays
 from gradscope.capture.transfer import Mailbox
 from gradscope.capture.transfer import number_at_hand
+from gradscope.capture.transfer import together
 
 BATCH = 16  # steps whose scalars are brought to the host at once
 MOST_SECONDS = 1.0  # after which those of fewer are: what a crash may cost
@@ -166,14 +167,12 @@ class PulseMaker:
             return
 
         def arrived(arrays: Arrays) -> None:
-            values = iter(arrays[0].tolist() if arrays else ())
+            values = iter(arrays[0].tolist())
             for step in steps:
                 self._hand_on(step, values)
 
-        tensors = [tensor.detach().reshape(()) for step in steps for tensor in step.tensors()]
-        home = tensors[0].device if tensors else None
-        together = [torch.stack([tensor.to(home, torch.float32, non_blocking=True) for tensor in tensors])] if tensors else []
-        self._mailbox.send(together, arrived)
+        tensors = [tensor.detach().reshape(()).float() for step in steps for tensor in step.tensors()]
+        self._mailbox.send([together(tensors)], arrived)
 
     def _hand_on(self, step: _Step, values: Iterator[float]) -> None:
         """Hand over one step, whose tensors have the next of these values."""

@@ -52,7 +52,10 @@ def describe_modules(model: nn.Module) -> tuple[ModuleInfo, ...]:
 
 
 def describe_parameters(model: nn.Module) -> tuple[ParameterInfo, ...]:
-    """Every parameter once, with the other names that tied ones have. Reads from the device whether it is all zero."""
+    """Every parameter once, with the other names that tied ones have.
+
+    Whether it is all zero is told of those on the host; of others ``nonzero_counts`` brings it.
+    """
     names: dict[int, list[str]] = {}
     tensors: dict[int, nn.Parameter] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -73,10 +76,17 @@ def describe_parameters(model: nn.Module) -> tuple[ParameterInfo, ...]:
     )
 
 
+def nonzero_counts(model: nn.Module) -> dict[str, torch.Tensor]:
+    """How many elements of each parameter are not zero, a scalar where the parameter is; of none that lies on the host."""
+    return {name: torch.count_nonzero(p.detach()) for name, p in model.named_parameters() if _has_values(p) and not p.is_cpu}
+
+
 def _all_zero(parameters: list[nn.Parameter]) -> list[bool]:
-    ready = [p for p in parameters if not p.is_meta and p.numel() and not isinstance(p, nn.UninitializedParameter)]
-    found = {id(p): not bool(torch.count_nonzero(p.detach())) for p in ready}
-    return [found.get(id(p), False) for p in parameters]
+    return [_has_values(p) and p.is_cpu and not bool(torch.count_nonzero(p.detach())) for p in parameters]
+
+
+def _has_values(parameter: nn.Parameter) -> bool:
+    return not isinstance(parameter, nn.UninitializedParameter) and not parameter.is_meta and parameter.numel() > 0
 
 
 def _join(path: str, name: str) -> str:

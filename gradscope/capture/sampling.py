@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gradscope.capture.transfer import to_device
+
 UNITS = 32
 SAMPLES = 32
 ELEMENTS = UNITS * SAMPLES
@@ -63,7 +65,7 @@ def block(shape: tuple[int, ...], strides: tuple[int, ...], axes: Axes, samples:
     batch_offset = in_batch * (strides[axes.batch] if axes.batch is not None else 0)
     position_offset = _offsets(spread(places, groups), [shape[d] for d in rest], [strides[d] for d in rest])
     offsets = (batch_offset + position_offset)[:, :, None] + unit_offset[None, None, :]
-    index = torch.from_numpy(offsets.reshape(-1).astype(np.int64)).to(device)
+    index = to_device(torch.from_numpy(offsets.reshape(-1).astype(np.int64)), device)
     return Block(index, (_extent(shape, strides),), together)
 
 
@@ -93,7 +95,7 @@ def parameter_block(shape: tuple[int, ...], strides: tuple[int, ...], device: to
         offsets = columns[:, None] + spread(shape[0], UNITS)[None, :] * strides[0]
     else:
         offsets = spread(shape[0] if shape else 1, VECTOR_SAMPLES * UNITS) * (strides[0] if strides else 1)
-    return Block(torch.from_numpy(offsets.reshape(-1)).to(device), (_extent(shape, strides),), 1)
+    return Block(to_device(torch.from_numpy(offsets.reshape(-1)), device), (_extent(shape, strides),), 1)
 
 
 def spread(size: int, count: int) -> npt.NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Bringing small tensors to the host without waiting for their device."""
+"""Bringing small tensors from the host to a device, or back, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -76,6 +76,27 @@ def number_at_hand(value: torch.Tensor | float) -> float | None:
     if not isinstance(value, torch.Tensor):
         return float(value)
     return float(value.item()) if value.is_cpu and value.numel() == 1 else None
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host, on a device that goes on with its work meanwhile; itself where it is there already."""
+    if device.type == "cpu" or not tensor.is_cpu:
+        return tensor.to(device, non_blocking=True)
+    return tensor.pin_memory().to(device, non_blocking=True)  # a copy from pageable memory may wait
+
+
+def together(scalars: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Scalars of one type as one vector, float32 on the host without any.
+
+    On the first of their devices that is not the host: to bring them there would wait for the others.
+    """
+    if not scalars:
+        return torch.zeros(0, dtype=torch.float32, device="cpu")
+    devices = {scalar.device for scalar in scalars}
+    if len(devices) > 1:
+        home = next(scalar.device for scalar in scalars if not scalar.is_cpu)
+        scalars = [to_device(scalar, home) for scalar in scalars]
+    return torch.stack(list(scalars))
 
 
 def _to_host(flat: torch.Tensor) -> torch.Tensor:

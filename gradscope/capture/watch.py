@@ -68,7 +68,7 @@ class Watch:
         self._modules = ModuleProbe(model, include, exclude, self._hooks, guard, places=places)
         self._pulses = PulseMaker(self._mailbox, self._take_pulse)
         self._description = Description(info)
-        self._holdings = Holdings(model, self._modules, self._description, places=places)
+        self._holdings = Holdings(model, self._modules, self._description, self._mailbox, places=places)
         self._sampled = SampledSteps(
             model, self._description, self._hooks, self._modules, self._holdings, self._mailbox, self._pulses,
             self._take_frames, guard, probe=probe, places=places,

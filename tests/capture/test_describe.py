@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from gradscope.capture.describe import Description
+from gradscope.records import RunInfo
 from tests.capture.watching import seen_of
 from tests.capture.watching import step
 from tests.capture.watching import watching
@@ -39,6 +41,16 @@ def test_the_fewest_values_of_a_batch_norm():
     assert facts_of(seen, "1").samples == 2 * 4 * 4
     assert facts_of(seen, "4").samples == 2
     assert facts_of(seen, "0").samples is None
+
+
+def test_whether_parameters_began_at_zero_may_be_told_later():
+    model = mlp(4, 8, 2)
+    description = Description(RunInfo(name="m", model="Sequential"))
+    description.model(model)
+    known = description.info.parameters
+    description.start_values({known[0].name: True, "of a model before": True})
+    assert [p.zero_at_start for p in description.info.parameters] == [True, *(p.zero_at_start for p in known[1:])]
+    assert [p.name for p in description.info.parameters] == [p.name for p in known]
 
 
 def test_a_batch_norm_that_evaluates_takes_none():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from gradscope.capture.parameter_norms import sum_by_place
 from gradscope.capture.parameter_tables import columns
 from gradscope.capture.parameters import ParameterProbe
 from tests.capture.watching import watching
@@ -218,6 +219,19 @@ def test_frozen_parameters_have_weights_and_no_gradient():
     assert seen.get("activation.rms", "0") > 0
     assert math.isnan(seen.get("activation_gradient.rms", "0"))
     assert [p.name for p in seen.facts.parameters if not p.trainable] == ["0.weight", "0.bias"]
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+@pytest.mark.parametrize("entries", [0, 1, 40])
+def test_entries_of_a_sparse_gradient_are_added_up_as_the_host_does_it(dimensions, entries):
+    generator = torch.Generator().manual_seed(entries)
+    indices = torch.randint(4, (dimensions, entries), generator=generator)
+    values = torch.randn(entries, 3, generator=generator)
+    shape = torch.Size([4] * dimensions + [3])
+    expected = torch.sparse_coo_tensor(indices, values, shape, check_invariants=True).coalesce().values()
+    found = sum_by_place(indices, values, shape)
+    assert found[: len(expected)].flatten().tolist() == pytest.approx(expected.flatten().tolist(), abs=1e-5)
+    assert not found[len(expected) :].any()
 
 
 def test_sparse_gradients_have_exact_norms():

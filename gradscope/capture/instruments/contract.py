@@ -32,6 +32,7 @@ from gradscope.capture.operands import may_be_loss_scale
 from gradscope.capture.pulses import PulseMaker
 from gradscope.capture.pulses import is_loss_scale
 from gradscope.capture.sampling import spread
+from gradscope.capture.transfer import to_device
 from gradscope.records import STATISTICS
 from gradscope.records import Array
 from gradscope.records import Site
@@ -212,7 +213,7 @@ class Contract(Instrument):
         if key not in self._lines:
             if len(self._lines) >= MOST_GRIDS:
                 self._lines.clear()
-            self._lines[key] = torch.from_numpy(spread(size, count)).to(device)
+            self._lines[key] = to_device(torch.from_numpy(spread(size, count)), device)
         return self._lines[key]
 
     # -- on the host
@@ -335,7 +336,7 @@ def _grid(shape: tuple[int, ...], strides: tuple[int, ...], device: torch.device
     offsets = sum((w * stride for w, stride in zip(where, strides[1:], strict=False)), start=np.zeros(wide, dtype=np.int64))
     index = (spread(batch, rows) * (strides[0] if strides else 0))[:, None] + offsets
     extent = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    return _Grid(torch.from_numpy(index.reshape(-1).astype(np.int64)).to(device), rows, extent)
+    return _Grid(to_device(torch.from_numpy(index.reshape(-1).astype(np.int64)), device), rows, extent)
 
 
 def _alike(tensor: torch.Tensor, shape: tuple[int, int], *, dimensions: int | None = None) -> bool:

@@ -8,6 +8,7 @@ from typing import final
 import torch
 
 from gradscope.capture.sampling import spread
+from gradscope.capture.transfer import to_device
 
 MOST_LABELS = 8192  # of a backward pass that are counted
 MOST_CLASSES = 1 << 18
@@ -50,7 +51,7 @@ class LabelCounts:
 
     def _sample(self, size: int) -> torch.Tensor:
         if self._chosen is None or self._chosen[0] != size:
-            self._chosen = (size, torch.from_numpy(spread(size, MOST_LABELS)).to(self._counts.device))
+            self._chosen = (size, to_device(torch.from_numpy(spread(size, MOST_LABELS)), self._counts.device))
         return self._chosen[1]
 
 

@@ -17,6 +17,7 @@ from torch.optim.optimizer import Optimizer
 from gradscope.capture.instruments.instrument import Instrument
 from gradscope.capture.instruments.instrument import Reading
 from gradscope.capture.sampling import spread
+from gradscope.capture.transfer import to_device
 from gradscope.records import Array
 from gradscope.records import Site
 
@@ -201,18 +202,18 @@ def _index(sizes: Sequence[int], device: torch.device) -> torch.Tensor:
     """Smaller tensors come several times over, so that each has a row of its own."""
     starts = np.cumsum([0, *sizes[:-1]])
     places = np.concatenate([start + spread(size, ELEMENTS) for start, size in zip(starts, sizes, strict=True)])
-    return torch.from_numpy(places).to(device, non_blocking=True)
+    return to_device(torch.from_numpy(places), device)
 
 
 def _column(values: Sequence[float], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float32, device="cpu")[:, None].to(device, non_blocking=True)
+    return to_device(torch.tensor(values, dtype=torch.float32, device="cpu")[:, None], device)
 
 
 def _steps(steps: Sequence[Any], device: torch.device) -> torch.Tensor:
     """How many steps were made with each row, [rows, 1]. They may lie on the device."""
     tensors = [step for step in steps if isinstance(step, torch.Tensor)]
     if len(tensors) == len(steps) and all(tensor.device == tensors[0].device and tensor.dim() == 0 for tensor in tensors):
-        return torch.stack(tensors).float()[:, None].to(device, non_blocking=True)
+        return to_device(torch.stack(tensors).float()[:, None], device)
     return _column([math.inf if isinstance(step, torch.Tensor) else float(step) for step in steps], device)
 
 

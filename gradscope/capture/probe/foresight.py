@@ -35,11 +35,11 @@ class Ahead:
     input_rms: float = math.nan  # of the largest input
 
 
-def ahead(seen: Seen, optimizer: Optimizer, model: torch.nn.Module, info: RunInfo) -> Ahead:
-    """What is known of the optimizer's step to come, by numbers that are on the host. Nothing is changed."""
+def ahead(seen: Seen, optimizer: Optimizer, model: torch.nn.Module, info: RunInfo) -> Ahead | None:
+    """What the host can work out of the optimizer's step to come; None where the step is made elsewhere. Nothing is changed."""
     held = [p for group in optimizer.param_groups for p in group["params"]]
     if any(p.device.type != "cpu" for p in held):
-        return Ahead()
+        return None
     named = dict(model.named_parameters())
     counted = {id(named[p.name]) for p in info.parameters if len(p.shape) >= 2 and not p.zero_at_start and p.name in named}
     with torch.no_grad():
