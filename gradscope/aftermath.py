@@ -11,6 +11,7 @@ from gradscope.blowup import MEMORY
 from gradscope.blowup import ordinary_gradient
 from gradscope.blowup import worst_loss
 from gradscope.depth import step_sizes
+from gradscope.evidence import broken_gradients
 from gradscope.evidence import gravity
 from gradscope.evidence import peak_rate
 from gradscope.evidence import stalled
@@ -45,13 +46,11 @@ BY_HAND = 0.3  # of a step's length, which a change outside the optimizer has
 
 def finite_steps(timeline: Timeline) -> Floats:
     """Median update ratio of each sampled step; NaN where its gradient was not finite: its length says nothing."""
-    broken = timeline.pulse("step")[np.isinf(timeline.pulse("gradient_norm"))]
-    return np.where(np.isin(timeline.steps, broken), np.nan, step_sizes(timeline))
+    return np.where(np.isin(timeline.steps, broken_gradients(timeline)), np.nan, step_sizes(timeline))
 
 
-def begins_amid(timeline: Timeline) -> bool:
+def begins_amid(timeline: Timeline, sizes: Floats) -> bool:
     """Whether the record begins after the start, where steps are already as long as the weights: what came before led there."""
-    sizes = finite_steps(timeline)
     return bool(len(timeline.loss_steps) and timeline.loss_steps[0] > 0 and len(sizes) and sizes[0] >= 1)
 
 
@@ -100,14 +99,14 @@ def gravity_of(timeline: Timeline, sizes: Floats, probe: StepQuality, *, far: bo
         return Severity.INFO
     if probe.overshoot < (SLIGHT if far else FAR) and (timeline.loss_steps > probe.step).sum() < GRACE:
         return Severity.INFO  # whether the losses come back is not known yet
-    if probe.overshoot < SLIGHT and halved(timeline, probe) and not stalled(timeline):
+    if probe.overshoot < SLIGHT and _halved(timeline, probe) and not stalled(timeline):
         return Severity.INFO
     severity = max(gravity(timeline), Severity.WARNING if far else Severity.INFO)
     lone = accident(timeline, sizes, probe.step + 1) and not stalled(timeline)
     return min(severity, Severity.WARNING) if lone else severity
 
 
-def halved(timeline: Timeline, probe: StepQuality) -> bool:
+def _halved(timeline: Timeline, probe: StepQuality) -> bool:
     """Whether the losses from the second after the step on, two at least, are half of what it was before: it did no harm."""
     since = timeline.loss[timeline.loss_steps > probe.step + 1][:SOON]
     return len(since) >= GRACE - 1 and bool(np.median(since) <= HALVED * probe.loss_before)

@@ -77,6 +77,11 @@ def broken_before(timeline: Timeline) -> bool:
     return bool((first > 0).any() and not np.isfinite(timeline.loss[before]).any())
 
 
+def trains_others(timeline: Timeline) -> bool:
+    """Whether the loop trains something besides the model: another one, or tensors that are not its parameters."""
+    return timeline.info.shared_process or any(optimizer.strangers for optimizer in timeline.info.optimizers)
+
+
 def stalled(timeline: Timeline) -> bool:
     """Whether a hundred steps or more are made, and the loss does not come down any more."""
     return timeline.step_count >= PATIENCE and not timeline.progressing and not timeline.several_objectives
@@ -137,9 +142,14 @@ def overshoot(timeline: Timeline) -> StepQuality | None:
     A step that does not follow it down goes up at any length, and one whose gradient is not finite leads nowhere. A slope of
     NaN stands where the gradient or the step were not finite.
     """
-    broken = timeline.pulse("step")[np.isinf(timeline.pulse("gradient_norm"))]
+    broken = broken_gradients(timeline)
     known = (probe for probe in timeline.info.probes if probe.step < timeline.step_count and probe.step not in broken)
     return next((probe for probe in known if probe.overshoot > 1 and not probe.slope >= 0), None)
+
+
+def broken_gradients(timeline: Timeline) -> npt.NDArray[np.float64]:
+    """The steps whose gradient was not finite."""
+    return timeline.pulse("step")[np.isinf(timeline.pulse("gradient_norm"))]
 
 
 def without_gradient(timeline: Timeline) -> bool:
@@ -284,8 +294,12 @@ def recurrent_weights(timeline: Timeline, path: str) -> list[str]:
     """Names of the matrices that a recurrent module applies again at each time step; empty where it has none."""
     below = f"{path}." if path else ""
     own = [p for p in timeline.info.parameters if p.name.startswith(below) and len(p.shape) == 2]
-    hidden = [p.name for p in own if p.name.rpartition(".")[2].startswith("weight_hh")]
-    return hidden or [p.name for p in own if p.shape[0] == p.shape[1]]
+    return [p.name for p in own if carries_state(p.name)] or [p.name for p in own if p.shape[0] == p.shape[1]]
+
+
+def carries_state(name: str) -> bool:
+    """Whether a parameter is, by its name, a matrix with which one of torch's recurrent layers carries its state on."""
+    return name.rpartition(".")[2].startswith("weight_hh")
 
 
 @final

@@ -14,6 +14,7 @@ from gradscope.records import LossInfo
 from gradscope.records import Severity
 from gradscope.timeline import Timeline
 from gradscope.trends import median_of
+from gradscope.weighing import LEAST_SPREAD
 from gradscope.weighing import of_all
 
 Floats = npt.NDArray[np.float64]
@@ -24,7 +25,6 @@ _FUNCTIONS = {
     "bce": "binary_cross_entropy", "bce_with_logits": "binary_cross_entropy_with_logits",
 }  # fmt: skip
 SILENT = 1e-3  # standard deviation over the batch, under which an output says the same of all inputs
-LEAST_SPREAD = 1e-3  # standard deviation over rms, below which float32 cannot tell it from rms and mean
 MOST_DRAWS = 512  # labels in a batch beyond which its entropy is all but that of the data
 
 

@@ -19,6 +19,7 @@ LEAST_START = 8  # of them, that it can be estimated from
 AS_HIGH = 3.0  # times the highest before, up to which values of a series that leaps pass for one more excursion
 FOR_GOOD = 10  # values that a series has to stay as high as it was before, to be told from one more excursion
 MOST_LEVEL = 10  # values at most that say where it started
+NORMAL_SPREAD = 1.4826  # standard deviation over median absolute deviation of normal numbers
 NOISE = 2.5  # standard deviations of a difference of two values that noise explains
 
 
@@ -71,7 +72,7 @@ def spike_scores(series: Floats) -> npt.NDArray[np.float64]:
     enough = np.isfinite(windows).sum(axis=1) >= 10
     seen = windows[enough]
     middle = row_medians(seen)
-    spread = 1.4826 * row_medians(np.abs(seen - middle[:, None]))
+    spread = NORMAL_SPREAD * row_medians(np.abs(seen - middle[:, None]))
     scores[enough] = (logs[enough] - middle) / np.maximum(spread, SPIKE_FLOOR)
     return np.nan_to_num(scores, nan=0.0)
 

@@ -45,11 +45,11 @@ def large(logdir, browser):
         yield board
 
 
-def best(title: str, measure, *, tries: int = TRIES) -> float:
+def best(title: str, measure) -> float:
     """The best of some times, as it would be with the machine to ourselves."""
-    raw = [measure() for _ in range(tries)]
+    raw = [measure() for _ in range(TRIES)]
     share = statistics.median(contention() for _ in range(3))
-    print(f"\n{title}: {min(raw):.0f} ms at best, {statistics.median(raw):.0f} ms in the median of {tries}", end="")
+    print(f"\n{title}: {min(raw):.0f} ms at best, {statistics.median(raw):.0f} ms in the median of {TRIES}", end="")
     print(f" ({min(raw) / share:.0f} and {statistics.median(raw) / share:.0f} with the machine to itself)")
     return min(raw) / share
 

@@ -67,7 +67,7 @@ def find_runs(logdir: Path) -> tuple[RunDirectory, ...]:
     if own or len(foreign) > 1:
         # A directory of hyperparameters or images is nobody's run; alone, reading it says what it holds.
         foreign = [path for path in foreign if _is_recognised(path)] or foreign[: not own]
-    runs = [RunDirectory(_run_name(logdir, path), path) for path in own]
+    runs = [RunDirectory(run_name(path.relative_to(logdir).as_posix()), path) for path in own]
     runs += [RunDirectory(path.relative_to(logdir).as_posix(), path, foreign=True) for path in foreign]
     return tuple(sorted(_distinct(logdir, runs), key=lambda run: run.name))
 
@@ -154,8 +154,9 @@ def _is_recognised(path: Path) -> bool:
     return False
 
 
-def _run_name(logdir: Path, path: Path) -> str:
-    parts = list(path.relative_to(logdir).parts)
+def run_name(path: str) -> str:
+    """What a run is called that lies at ``path`` below the log directory: without the directory that gradscope adds."""
+    parts = path.split("/")
     if parts[-1:] == [SUBRUN]:
         del parts[-1]
     elif parts[-2:-1] == [SUBRUN]:

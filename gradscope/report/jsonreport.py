@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from gradscope.records import Finding
+from gradscope.report.plain import plain
 from gradscope.run_report import RunReport
 
 SCHEMA = "gradscope.report/1"
@@ -45,22 +43,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "first_step": int(finding.first_step),
         "last_step": int(finding.last_step),
         "explains": list(finding.explains),
-        "evidence": {key: _value(value) for key, value in finding.evidence.items()},
+        "evidence": {key: plain(value, list) for key, value in finding.evidence.items()},
         "message": finding.message,
         "remedy": {"text": finding.remedy.text, "code": finding.remedy.code},
     }
-
-
-def _value(value: Any) -> Any:
-    """What JSON can hold: NaN becomes null, an infinity the string ``inf`` or ``-inf``, anything unknown its ``str``."""
-    if isinstance(value, (np.generic, np.ndarray)):
-        value = value.tolist()
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else (None if math.isnan(value) else str(value))
-    if isinstance(value, Sequence | set | frozenset):
-        return [_value(item) for item in value]
-    if isinstance(value, Mapping):
-        return [[str(key), _value(item)] for key, item in value.items()]
-    return str(value)

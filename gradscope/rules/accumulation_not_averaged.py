@@ -13,6 +13,7 @@ from gradscope.depth import plain
 from gradscope.depth import step_sizes
 from gradscope.evidence import gravity
 from gradscope.evidence import works
+from gradscope.objective import adapts
 from gradscope.records import Hit
 from gradscope.records import Remedy
 from gradscope.records import Severity
@@ -126,8 +127,7 @@ class AccumulationNotAveraged(Rule):
         )
 
     def _severity(self, timeline: Timeline, size: float, count: int) -> Severity:
-        adapts = any("eps" in optimizer.settings for optimizer in timeline.info.optimizers)
-        sufficient = not adapts and size / count < self.large_step
+        sufficient = not adapts(timeline) and size / count < self.large_step
         early = median_of(step_sizes(timeline)[: self.first_steps])  # momentum makes the first one the shortest
         long = max(size, early) >= self.large_step
         failing = gravity(timeline) is Severity.CRITICAL or (long and not works(timeline))

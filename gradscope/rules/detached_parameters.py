@@ -15,6 +15,7 @@ from gradscope.evidence import named
 from gradscope.evidence import owners
 from gradscope.evidence import parameter_names
 from gradscope.evidence import run_length
+from gradscope.evidence import trains_others
 from gradscope.evidence import unless_works
 from gradscope.records import Hit
 from gradscope.records import Remedy
@@ -120,9 +121,8 @@ class DetachedParameters(Rule):
     def _all_idle(self, timeline: Timeline) -> bool:
         """Whether the optimizer steps, but no loss has led to any parameter so far, and none has moved."""
         wiring, trained = timeline.info.wiring, timeline.trained
-        strangers = any(optimizer.strangers for optimizer in timeline.info.optimizers)
         reached = wiring is not None and bool(wiring.reached)
-        if not trained.any() or reached or strangers or timeline.info.shared_process:
+        if not trained.any() or reached or trains_others(timeline):
             return False
         ratio, norms = timeline.column("update.ratio")[:, trained], timeline.column("weight_gradient.norm")
         still = (ratio == 0).any(axis=1).sum() >= self.least_idle and not (ratio > 0).any()
@@ -160,9 +160,7 @@ class DetachedParameters(Rule):
     def _hit(self, timeline: Timeline, detached: Mask, samples: int, cut: tuple[str, str] | None) -> Hit:
         names = parameter_names(timeline, detached)
         others = parameter_names(timeline, ever(timeline.column("weight_gradient.norm") > 0))
-        size = sum(timeline.parameters[name].size for name in names)
-        total = sum(timeline.parameters[name].size for name in parameter_names(timeline, timeline.trained))
-        modules = owners(timeline, names)
+        share, modules = _share(timeline, names), owners(timeline, names)
         where = f" The graph is cut between {cut[0]} and {cut[1]}." if cut else ""
         ungraded = [path for path in modules if timeline.modules[path].ungraded]
         where += f" Without gradients, as under torch.no_grad(), ran: {named(ungraded)}." if ungraded else ""
@@ -170,9 +168,9 @@ class DetachedParameters(Rule):
             modules=modules,
             first_step=int(timeline.steps[0]),
             last_step=int(timeline.steps[-1]),
-            evidence={"parameters": names, "share": size / total, "sampled_steps": samples, "cut": list(cut) if cut else None},
+            evidence={"parameters": names, "share": share, "sampled_steps": samples, "cut": list(cut) if cut else None},
             message=(
-                f"{len(names)} parameters ({named(names)}), {size / total:.0%} of the elements that the optimizer holds, got "
+                f"{len(names)} parameters ({named(names)}), {share:.0%} of the elements that the optimizer holds, got "
                 f"no gradient in {samples} sampled steps, while {named(others, most=1)} did: no loss reaches them.{where}"
             ),
             remedy=_remedy(cut),
@@ -182,21 +180,28 @@ class DetachedParameters(Rule):
 
     def _unused(self, timeline: Timeline, unused: Mask, samples: int) -> Hit:
         names = parameter_names(timeline, unused)
-        size = sum(timeline.parameters[name].size for name in names)
-        total = sum(timeline.parameters[name].size for name in parameter_names(timeline, timeline.trained))
+        share = _share(timeline, names)
         return Hit(
             modules=owners(timeline, names),
             first_step=int(timeline.steps[0]),
             last_step=int(timeline.steps[-1]),
-            evidence={"parameters": names, "share": size / total, "sampled_steps": samples, "cut": None},
+            evidence={"parameters": names, "share": share, "sampled_steps": samples, "cut": None},
             message=(
-                f"The modules of {len(names)} parameters ({named(names)}), {size / total:.0%} of the elements that the "
+                f"The modules of {len(names)} parameters ({named(names)}), {share:.0%} of the elements that the "
                 f"optimizer holds, ran, and no gradient came to them in {samples} sampled steps: no loss uses their output."
             ),
             remedy=_ADDED_AS_A_NUMBER,
             severity=Severity.INFO,
             strength=4.0,
         )
+
+
+def _share(timeline: Timeline, names: list[str]) -> float:
+    """Of all elements that the optimizer holds, those of these parameters."""
+    own, held = (
+        sum(timeline.parameters[name].size for name in some) for some in (names, parameter_names(timeline, timeline.trained))
+    )
+    return own / held
 
 
 def _nothing_reached(timeline: Timeline) -> Hit:

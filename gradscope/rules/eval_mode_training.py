@@ -146,7 +146,7 @@ def _off_scale(timeline: Timeline) -> float:
 
     On the first sampled step, when the optimizer has not yet done what the statistics are blamed for.
     """
-    first = {site.path: i for i, site in reversed(list(enumerate(timeline.schema.modules))) if site.call == 0}
+    first = {site.path: i for i, site in enumerate(timeline.schema.modules) if site.call == 0}
     places = {site.path: i for i, site in enumerate(timeline.schema.parameters)}
     outputs, norms = (timeline.column(name)[:1].astype(np.float64) for name in ("activation.rms", "weight.norm"))
     found = [0.0]

@@ -117,9 +117,7 @@ class InitTooLarge(Rule):
     ordinary_input: float = 3.0  # rms, above which the input may be what saturates
     large_output: float = 3.0  # times the targets' root mean square, at step 0
     large_logits: float = 10.0  # root mean square at step 0
-    learned: float = (
-        0.8  # of a constant prediction's squared error, above which nothing was learned but to bring the output down
-    )
+    learned: float = 0.8  # of a constant's squared error, above which nothing was learned but to bring the output down
     loss_off: float = 3.0  # times the best constant prediction's loss at step 0, from which saturation has done harm
 
     def check(self, timeline: Timeline) -> Iterator[Hit]:

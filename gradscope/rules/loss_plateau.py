@@ -22,10 +22,9 @@ from gradscope.records import Remedy
 from gradscope.records import Severity
 from gradscope.rule import Rule
 from gradscope.timeline import Timeline
+from gradscope.trends import NORMAL_SPREAD
 from gradscope.trends import falls
 from gradscope.trends import median_of
-
-NORMAL_SPREAD = 1.4826  # standard deviation over median absolute deviation of normal numbers
 
 
 @final
@@ -165,7 +164,7 @@ class LossPlateau(Rule):
         return ("its start", start) if near and len(flat) >= self.blind_window and flat.min() >= 0 else None
 
     def _varies(self, timeline: Timeline) -> bool:
-        """Whether the targets' variance in the first batch, which the level is taken from, is not that of most batches."""
+        """Whether the targets' variance in the first batch is not that of most batches."""
         loss = sole_loss(timeline)
         known = targets(timeline) if loss is not None and loss.kind == "mse" else None
         if loss is None or known is None or not loss.baseline:

@@ -44,6 +44,11 @@ class _Sum:
     overshoot: float | None  # the first above 1 that was measured
     without: float | None  # what it would be with the mean
 
+    @property
+    def over_calls(self) -> bool:
+        """Whether it is added up from many calls of a function each of which is a mean."""
+        return self.loss.reduction != "sum"
+
 
 @final
 @dataclass(frozen=True)
@@ -166,7 +171,7 @@ class LossReductionSum(Rule):
 
     def _message(self, timeline: Timeline, found: _Sum, *, blamed: bool) -> str:
         name = "The loss" if found.loss.kind == "other" else found.loss.kind
-        least = "" if found.loss.reduction == "sum" else "at least "
+        least = "at least " if found.over_calls else ""
         begins = f"{name} is a sum over {least}{found.terms:.0f} terms, so that gradients are {found.factor:.3g} times those"
         if not blamed:
             why = "the optimizer makes up for" if adapts(timeline) else "the learning rate seems to make up for"
@@ -181,8 +186,7 @@ class LossReductionSum(Rule):
         """By the loss as a mean, which the loss of a constant prediction is known as."""
         if timeline.onset is not None:
             return Severity.CRITICAL
-        by_term = found.loss.reduction == "sum"
-        last = each(timeline, found.loss, timeline.last_loss) if by_term else timeline.last_loss / found.factor
+        last = timeline.last_loss / found.factor if found.over_calls else each(timeline, found.loss, timeline.last_loss)
         classes = _classes(found.loss)
         guess = math.log(classes) if found.loss.kind == "cross_entropy" and classes > 1 else math.inf
         if timeline.learning and last < 0.95 * guess:
@@ -215,7 +219,7 @@ def _classes(loss: LossInfo) -> int:
 
 
 def _remedy(found: _Sum, rate: float) -> Remedy:
-    if found.loss.kind != "other" and found.loss.reduction != "sum":
+    if found.over_calls:
         return _over_calls(found.loss)
     mean = _mean(found)
     if not rate > 0 or not found.factor > 0:

@@ -214,9 +214,11 @@ class LrTooHigh(Rule):
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         losses = timeline.loss
         blind = len(losses) < 2 or not len(timeline.frames) or not math.isfinite(losses[0])
-        if blind or scale_is_off(timeline, self.most_start) or begins_amid(timeline):
+        if blind or scale_is_off(timeline, self.most_start):
             return
         sizes = finite_steps(timeline)
+        if begins_amid(timeline, sizes):
+            return
         found = self._early(timeline, sizes) or self._lost(timeline, sizes) or self._late(timeline, sizes)
         found = found or self._geometric(timeline, sizes)
         found = found if found and not refuted(timeline, found.step, self.right_step) else None
@@ -231,8 +233,6 @@ class LrTooHigh(Rule):
         probe = overshoot(timeline)
         if probe is None or any(without < 1 for without in probe.without.values()):
             return found
-        if np.isinf(timeline.pulse("gradient_norm")[timeline.pulse("step") == probe.step]).any():
-            return found  # a step by such a gradient goes up at any length
         rows = np.flatnonzero(timeline.steps == probe.step)
         if found is not None:
             near = abs(probe.step - found.step) <= self.early_steps or probe.step in found.long.steps

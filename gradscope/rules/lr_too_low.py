@@ -16,6 +16,7 @@ from gradscope.evidence import matrices
 from gradscope.evidence import peak_rate
 from gradscope.evidence import rates_at
 from gradscope.evidence import warming_up
+from gradscope.objective import adapts
 from gradscope.records import Hit
 from gradscope.records import Remedy
 from gradscope.records import Severity
@@ -127,8 +128,7 @@ class LrTooLow(Rule):
         level = timeline.known_baseline
         if not level or timeline.last_loss < self.constant_loss * level or timeline.last_loss > level / self.constant_loss:
             return False
-        adaptive = any("eps" in optimizer.settings for optimizer in timeline.info.optimizers)
-        if not adaptive and peak_rate(timeline) > self.low_rate:
+        if not adapts(timeline) and peak_rate(timeline) > self.low_rate:
             return False
         lengths = timeline.column("update.ratio") * timeline.held("weight.norm").astype(np.float64)
         falls_by = np.nansum(lengths * timeline.column("weight_gradient.norm"), axis=1)

@@ -12,6 +12,7 @@ import numpy as np
 from gradscope.depth import plain
 from gradscope.evidence import Indices
 from gradscope.evidence import Mask
+from gradscope.evidence import broken_gradients
 from gradscope.evidence import named
 from gradscope.records import Hit
 from gradscope.records import Remedy
@@ -89,18 +90,12 @@ class NonfiniteInput(Rule):
 
     def _harmed(self, timeline: Timeline) -> Mask:
         """Whether the loss of each sampled step, or its gradient, was not finite."""
-        broken = timeline.pulse("step")[np.isinf(timeline.pulse("gradient_norm"))]
-        return np.isin(timeline.steps, [*timeline.loss_steps[~np.isfinite(timeline.loss)], *broken])
+        return np.isin(timeline.steps, [*timeline.loss_steps[~np.isfinite(timeline.loss)], *broken_gradients(timeline)])
 
     def _elsewhere(self, timeline: Timeline) -> bool:
-        """Whether the run's first NaN is known to stand where all that went in was finite."""
+        """Whether the run's first NaN is known to stand where all that went in was finite; the way back tells nothing of it."""
         origin = timeline.info.origin
-        return origin is not None and origin.place in (
-            "parameter",
-            "forward",
-            "between",
-            "target",
-        )  # the way back tells nothing of it
+        return origin is not None and origin.place in ("parameter", "forward", "between", "target")
 
     def _hit(self, timeline: Timeline, kind: str, places: Indices, rows: Indices, harm: Mask) -> Hit:
         table = timeline.column("input.nonfinite" if kind == "input" else "loss.target_nonfinite")[:, places]

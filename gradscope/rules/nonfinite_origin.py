@@ -12,6 +12,7 @@ from typing import final
 import numpy as np
 
 from gradscope.evidence import Mask
+from gradscope.evidence import broken_gradients
 from gradscope.evidence import calm_clipping
 from gradscope.evidence import growth
 from gradscope.evidence import named
@@ -265,7 +266,7 @@ def _first_bad_step(timeline: Timeline) -> int | None:
     frames = (timeline.column("weight.nonfinite") > 0) | ((timeline.column("weight_gradient.nonfinite") > 0) & timeline.trained)
     steps = (
         timeline.loss_steps[~np.isfinite(timeline.loss)],
-        timeline.pulse("step")[np.isinf(timeline.pulse("gradient_norm"))],
+        broken_gradients(timeline),
         timeline.steps[frames.any(axis=1)],
     )
     return min((int(found[0]) for found in steps if len(found)), default=None)

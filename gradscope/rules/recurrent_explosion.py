@@ -15,6 +15,7 @@ from gradscope.depth import largest
 from gradscope.depth import plain
 from gradscope.evidence import TimeGrowth
 from gradscope.evidence import captured
+from gradscope.evidence import carries_state
 from gradscope.evidence import clipping_norm
 from gradscope.evidence import gravity
 from gradscope.evidence import no_recurrence
@@ -181,7 +182,7 @@ class RecurrentExplosion(Rule):
 def _remedy(timeline: Timeline, module: str, names: list[str], factor: float) -> Remedy:
     norm = min(clipping_norm(timeline), MOST_NORM)  # what was seen has the growth in it
     clip = f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={norm:g})  # between backward() and optimizer.step()"
-    stacked = all(name.rpartition(".")[2].startswith("weight_hh") for name in names)  # a layer's matrix each, and no block's
+    stacked = all(carries_state(name) for name in names)  # a layer's matrix each, and no block's
     if len(names) > MOST_MATRICES and not stacked:
         return Remedy(f"Start {module or 'the model'} with smaller weights, and clip the gradient at a norm of {norm:g}.")
     return Remedy(

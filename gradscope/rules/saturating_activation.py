@@ -127,14 +127,35 @@ class SaturatingActivation(Rule):
 
     def _stacked(self, timeline: Timeline) -> Hit | None:
         layers = [x for x in timeline.layers[:-1] if x.module.activation in PASSES and not x.module.norm_follows]
-        most = 2 * len(layers) > len(timeline.layers[:-1])
-        if len(layers) < self.least_layers or not most or is_residual(timeline) or has_norm(timeline):
+        if len(layers) < self.least_layers or not _make_up_a_plain_net(timeline, layers):
             return None
         gradient = decades(timeline.column("activation_gradient.rms")[:1, [x.site for x in layers]])
         slope = float(slopes(gradient)[0])
         total = slope * (len(layers) - 1)
         if not (slope > self.least_slope and total > self.least_total):
             return None
+        kind = str(layers[0].module.activation)
+        why = f"; with the best of weights each would still pass only {100 * PASSES[kind]:.0f} %"
+        return self._shrinking(timeline, layers, slope, total, why, _replace(kind))
+
+    def _softmaxes(self, timeline: Timeline) -> Hit | None:
+        """Hidden layers whose softmax is what the next layer takes."""
+        pairs = [(x, taker) for x, taker in pairwise(timeline.layers) if x.module.activation == "softmax"]
+        pairs = [(x, taker) for x, taker in pairs if taker.weight.fan_in == x.weight.shape[0] > 1]
+        layers = [x for x, _ in pairs]
+        if len(layers) < self.least_soft or not _make_up_a_plain_net(timeline, layers):
+            return None
+        sites = [x.site for x in (*layers, pairs[-1][1])]
+        gradient = decades(timeline.column("activation_gradient.rms")[:1, sites])
+        slope = float(slopes(gradient)[0])
+        total = float(gradient[0, -1] - gradient[0, 0])
+        if not (slope > self.least_soft_slope and total > self.least_soft_total):
+            return None
+        units = layers[0].weight.shape[0]
+        why = f": what a softmax puts out adds up to one, and each of {units} units has next to nothing of it"
+        return self._shrinking(timeline, layers, slope, total, why, _without_softmax(timeline, layers))
+
+    def _shrinking(self, timeline: Timeline, layers: list[Layer], slope: float, total: float, why: str, remedy: Remedy) -> Hit:
         kind = str(layers[0].module.activation)
         return Hit(
             modules=tuple(x.module.path for x in layers),
@@ -143,44 +164,9 @@ class SaturatingActivation(Rule):
             evidence={"activation": kind, "decades_per_layer": plain(slope), "decades": plain(total), "layers": len(layers)},
             message=(
                 f"Over {len(layers)} {kind} layers the gradient shrinks by a factor {10 ** min(total, 300.0):.2g} before any "
-                f"update, {10**slope:.2g} a layer; with the best of weights each would still pass only "
-                f"{100 * PASSES[kind]:.0f} %."
+                f"update, {10**slope:.2g} a layer{why}."
             ),
-            remedy=_replace(kind),
-            severity=max(gravity(timeline), Severity.INFO if self._learns(timeline) else Severity.WARNING),
-            strength=4.0,
-        )
-
-    def _softmaxes(self, timeline: Timeline) -> Hit | None:
-        """Hidden layers whose softmax is what the next layer takes."""
-        pairs = pairwise(timeline.layers)
-        layers = [x for x, taker in pairs if x.module.activation == "softmax" and taker.weight.fan_in == x.weight.shape[0] > 1]
-        most = 2 * len(layers) > len(timeline.layers[:-1])
-        if len(layers) < self.least_soft or not most or is_residual(timeline) or has_norm(timeline):
-            return None
-        row = [timeline.layers.index(x) for x in layers]
-        sites = [timeline.layers[i].site for i in (*row, row[-1] + 1)]
-        gradient = decades(timeline.column("activation_gradient.rms")[:1, sites])
-        slope = float(slopes(gradient)[0])
-        total = float(gradient[0, -1] - gradient[0, 0])
-        if not (slope > self.least_soft_slope and total > self.least_soft_total):
-            return None
-        return Hit(
-            modules=tuple(x.module.path for x in layers),
-            first_step=0,
-            last_step=0,
-            evidence={
-                "activation": "softmax",
-                "decades_per_layer": plain(slope),
-                "decades": plain(total),
-                "layers": len(layers),
-            },
-            message=(
-                f"Over {len(layers)} softmax layers the gradient shrinks by a factor {10 ** min(total, 300.0):.2g} before any "
-                f"update, {10**slope:.2g} a layer: what a softmax puts out adds up to one, and each of "
-                f"{layers[0].weight.shape[0]} units has next to nothing of it."
-            ),
-            remedy=_without_softmax(timeline, layers),
+            remedy=remedy,
             severity=max(gravity(timeline), Severity.INFO if self._learns(timeline) else Severity.WARNING),
             strength=4.0,
         )
@@ -226,6 +212,12 @@ class SaturatingActivation(Rule):
         norms = timeline.column("weight.norm")[0].astype(np.float64)
         rhos = [x.weight.fan_in * norms[x.parameter] ** 2 / x.weight.size / x.gain_squared for x in layers]
         return not median_of(np.array(rhos)) <= self.most_rho
+
+
+def _make_up_a_plain_net(timeline: Timeline, layers: list[Layer]) -> bool:
+    """Whether these are most of the hidden layers, with neither residual additions nor normalisation."""
+    most = 2 * len(layers) > len(timeline.layers[:-1])
+    return most and not is_residual(timeline) and not has_norm(timeline)
 
 
 def _replace(kind: str) -> Remedy:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from gradscope.depth import stands_alone
 from gradscope.evidence import Indices
+from gradscope.evidence import carries_state
 from gradscope.evidence import named
 from gradscope.evidence import owners
 from gradscope.evidence import works
@@ -126,10 +127,8 @@ class SymmetricInit(Rule):
     def _stuck_at_zero(self, timeline: Timeline, early: int) -> Indices:
         if early < self.zero_frames:
             return np.zeros(0, dtype=np.intp)
-        still = (carried_on(timeline.column("weight.norm")[:early]) == 0) & (
-            timeline.column("weight_gradient.norm")[:early] == 0
-        )
-        held = still.all(axis=0) & timeline.trained
+        norms, gradients = (timeline.column(name)[:early] for name in ("weight.norm", "weight_gradient.norm"))
+        held = ((carried_on(norms) == 0) & (gradients == 0)).all(axis=0) & timeline.trained
         places = [layer.parameter for layer in timeline.layers] + _carrying(timeline)
         return np.array(sorted(place for place in places if held[place]), dtype=np.intp)
 
@@ -169,7 +168,7 @@ def _carrying(timeline: Timeline) -> list[int]:
     return [
         place
         for place, (path, weight) in enumerate(known)
-        if weight is not None and weight.module in recurrent and path.rpartition(".")[2].startswith("weight_hh")
+        if weight is not None and weight.module in recurrent and carries_state(path)
     ]
 
 

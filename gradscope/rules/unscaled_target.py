@@ -122,10 +122,11 @@ class UnscaledTarget(Rule):
         sizes = step_sizes(timeline)[: self.first_frames]
         size = float(np.max(sizes[np.isfinite(sizes)], initial=0.0))
         start = self._start(timeline, loss, known)
-        fares = works(timeline) and not self._far(timeline, known) and not self._late(timeline, known)
-        stands = timeline.step_count >= PATIENCE and not fares
+        far, late = self._far(timeline, known), self._late(timeline, known)
+        stands = timeline.step_count >= PATIENCE and (far or late > 0 or not works(timeline))
         if size > self.large_step or start > self.most_start or stands:
-            yield self._hit(timeline, known, size, start)
+            severity = self._severity(timeline, size, far=far or late > 0)
+            yield self._hit(timeline, known, size, start, late, severity)
 
     def _start(self, timeline: Timeline, loss: LossInfo, known: Targets) -> float:
         """The first loss over that of a constant prediction; squared where the loss grows with the error and not its square."""
@@ -154,7 +155,7 @@ class UnscaledTarget(Rule):
         above = int(timeline.loss_steps[np.argmax(below)]) if below.any() else timeline.step_count * (unit > 0)
         return above if above >= max(self.late_steps, self.late_share * timeline.step_count) else 0
 
-    def _hit(self, timeline: Timeline, known: Targets, size: float, start: float) -> Hit:
+    def _hit(self, timeline: Timeline, known: Targets, size: float, start: float, late: int, severity: Severity) -> Hit:
         mean, std = f"{known.mean:.4g}", f"{known.std:.4g}"
         first, last = run_length(timeline)
         return Hit(
@@ -166,24 +167,23 @@ class UnscaledTarget(Rule):
                 "target_std": plain(known.std),
                 "update_ratio": plain(size),
                 "first_loss_over_variance": plain(start),
-                "steps_above_constant": self._late(timeline, known),
+                "steps_above_constant": late,
             },
             message=(
                 f"The targets have a mean of {mean} and a standard deviation of {std}, where a model starts with outputs of "
-                f"about 1, {self._effect(timeline, known, size, start)}."
+                f"about 1, {self._effect(timeline, known, size, start, late)}."
             ),
             remedy=Remedy(
                 f"Train on targets with mean 0 and deviation 1; a prediction is then the output times {std} plus {mean}.",
                 f"y = (y - {mean}) / {std}  # over the sampled batches; better over the training set",
             ),
-            severity=self._severity(timeline, size, far=self._far(timeline, known) or self._late(timeline, known) > 0),
+            severity=severity,
             strength=4.0,
         )
 
-    def _effect(self, timeline: Timeline, known: Targets, size: float, start: float) -> str:
+    def _effect(self, timeline: Timeline, known: Targets, size: float, start: float, late: int) -> str:
         if size > self.large_step:
             return f"and one of the first steps moved the median weight matrix by {size:.3g} of its norm"
-        late = self._late(timeline, known)
         if late:
             return f"and of {timeline.step_count} steps {late} went by before the loss was what predicting the mean costs"
         rate = median_of(timeline.pulse("learning_rate"))

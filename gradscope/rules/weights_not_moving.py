@@ -14,6 +14,7 @@ from gradscope.evidence import matrices
 from gradscope.evidence import owners
 from gradscope.evidence import parameter_names
 from gradscope.evidence import run_length
+from gradscope.evidence import trains_others
 from gradscope.evidence import works
 from gradscope.records import Hit
 from gradscope.records import Remedy
@@ -111,13 +112,12 @@ class WeightsNotMoving(Rule):
 
     def _cleared(self, timeline: Timeline) -> Indices:
         """The sampled steps whose gradients came back and were gone at the step; [] where any step had one, or moved more."""
-        nothing = np.flatnonzero([])
-        if not len(timeline.frames) or (timeline.pulse("gradient_norm") > 0).any():
+        nothing = np.zeros(0, dtype=np.intp)
+        if not len(timeline.frames) or trains_others(timeline) or (timeline.pulse("gradient_norm") > 0).any():
             return nothing
         trained, reached = timeline.trained, timeline.info.wiring.reached if timeline.info.wiring else ()
-        apart = timeline.info.shared_process or any(optimizer.strangers for optimizer in timeline.info.optimizers)
         left = (timeline.column("weight_gradient.norm")[:, trained] > 0).any()
-        if apart or left or set(parameter_names(timeline, trained)).isdisjoint(reached) or not self._only_decays(timeline):
+        if left or set(parameter_names(timeline, trained)).isdisjoint(reached) or not self._only_decays(timeline):
             return nothing
         layers = [x.site for x in timeline.layers if trained[x.parameter] and "float16" not in (x.module.dtype, x.weight.dtype)]
         came = (timeline.column("activation_gradient.rms") > 0) & (timeline.column("activation.rms") > 0)

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from gradscope.records import STATISTICS
-from gradscope.records import Array
 from gradscope.tensorboard.view import Table
 from gradscope.tensorboard.view import View
 
@@ -86,7 +85,7 @@ def table_named(view: View, name: str) -> Table:
     kind, _, last = name.partition(".")
     if last not in _OF_THE_REST:
         return table
-    broken = _at(view.table(f"{kind}.nonfinite"), table.steps) > 0
+    broken = view.table(f"{kind}.nonfinite").at(table.steps) > 0
     return Table(table.steps, np.where(broken, np.float32(np.inf), table.values)) if broken.any() else table
 
 
@@ -109,19 +108,11 @@ def _rectified(view: View) -> npt.NDArray[np.bool_]:
 def _dead(view: View) -> Table:
     low, high, broken = (view.table(f"activation.{name}") for name in ("active_low", "active_high", "nonfinite"))
     steps = low.steps[np.isin(low.steps, high.steps)]
-    bits = [_at(table, steps) for table in (low, high)]
+    bits = [table.at(steps) for table in (low, high)]
     known = np.logical_and.reduce([(mask >= 0) & (mask < 2**HALF) for mask in bits]) & _rectified(view)
-    known &= ~(_at(broken, steps) > 0)
+    known &= ~(broken.at(steps) > 0)
     counts = sum(_bits_set(np.where(known, mask, 0).astype("<u2")) for mask in bits)
     return Table(steps, np.where(known, 1 - counts / (2 * HALF), np.nan).astype(np.float32))
-
-
-def _at(table: Table, steps: npt.NDArray[np.int64]) -> Array:
-    """The rows of these steps, which may not all be there: NaN then."""
-    rows = np.full((len(steps), table.values.shape[1]), np.nan, dtype=np.float32)
-    there = np.isin(steps, table.steps)
-    rows[there] = table.values[np.searchsorted(table.steps, steps[there])]
-    return rows
 
 
 def _bits_set(masks: npt.NDArray[np.uint16]) -> npt.NDArray[np.int64]:

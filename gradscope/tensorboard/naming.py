@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-SUBRUN = "gradscope"
-
-
-def run_name(run: str) -> str:
-    """The run's name without the directory that gradscope adds; ``.`` for the log directory itself."""
-    parts = run.split("/")
-    if parts[-1:] == [SUBRUN]:
-        del parts[-1]
-    elif parts[-2:-1] == [SUBRUN]:
-        del parts[-2]
-    return "/".join(parts) or "."
+from gradscope.logdir.runs import SUBRUN
+from gradscope.logdir.runs import run_name
 
 
 def names_of(runs: Iterable[str]) -> dict[str, str]:

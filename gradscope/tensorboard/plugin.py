@@ -24,7 +24,6 @@ from gradscope.tensorboard.loader import SAMPLES
 from gradscope.tensorboard.pagefiles import PageFiles
 from gradscope.tensorboard.replies import Failure
 from gradscope.tensorboard.replies import Reply
-from gradscope.tensorboard.replies import as_json
 
 if TYPE_CHECKING:
     from gradscope.tensorboard.server import Server
@@ -99,16 +98,18 @@ def _application(answer: Callable[[wrappers.Request], Reply]) -> Callable[..., A
             reply = answer(request)
         except Failure as failure:
             reply = failure.reply
-        except ImportError as error:
-            _log.exception("The GradScope tab could not answer %s", request.path)
-            reply = Reply(as_json({"error": f"{INCOMPLETE} ({error})"}), "application/json", 500)
         except Exception as error:
             _log.exception("The GradScope tab could not answer %s", request.path)
-            sentence = f"gradscope failed with {type(error).__name__}: {error}. This is a mistake in gradscope."
-            reply = Reply(as_json({"error": sentence}), "application/json", 500)
+            reply = Failure(500, _sentence(error)).reply
         return _respond(request, reply)
 
     return wrappers.Request.application(application)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return f"{INCOMPLETE} ({error})"
+    return f"gradscope failed with {type(error).__name__}: {error}. This is a mistake in gradscope."
 
 
 def _respond(request: wrappers.Request, reply: Reply) -> wrappers.Response:

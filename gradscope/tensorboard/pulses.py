@@ -34,14 +34,14 @@ class PulseBlock:
 def pulse_blocks(datums: Sequence[data.TensorDatum], content: bytes) -> tuple[PulseBlock, ...]:
     """The records that are pulses; ``content``, of the tag's metadata, names the columns."""
     fields = pulse_fields(content)
-    walls = [datum.wall_time for datum in datums if _are_pulses(datum.numpy, fields)]
-    tables = [_sound(arranged(datum.numpy, fields)) for datum in datums if _are_pulses(datum.numpy, fields)]
+    own = [datum for datum in datums if _are_pulses(datum.numpy, fields)]
+    tables = [_sound(arranged(datum.numpy, fields)) for datum in own]
     steps = np.concatenate([np.zeros(0), *(rows[:, _STEP] for rows in tables)]).astype(np.int64)
     stands = surviving(steps, tied=True)  # another optimizer's step has the model's own number
     ends = np.cumsum([0, *map(len, tables)])
     return tuple(
-        PulseBlock(wall, rows[stands[start:end]])
-        for wall, rows, start, end in zip(walls, tables, ends[:-1], ends[1:], strict=True)
+        PulseBlock(datum.wall_time, rows[stands[start:end]])
+        for datum, rows, start, end in zip(own, tables, ends[:-1], ends[1:], strict=True)
     )
 
 

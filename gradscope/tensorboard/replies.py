@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from typing import Any
@@ -41,7 +39,9 @@ def as_json(document: Mapping[str, Any]) -> bytes:
     try:
         text = json.dumps(document, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError):  # most documents have nothing to be turned into something else, and some are long
-        text = json.dumps(_plain(document), allow_nan=False, separators=(",", ":"))
+        from gradscope.report.plain import plain  # not above: TensorBoard's start is not to wait for it
+
+        text = json.dumps(plain(document, dict), allow_nan=False, separators=(",", ":"))
     return text.encode()
 
 
@@ -53,15 +53,3 @@ def packed(header: Mapping[str, Any], numbers: Array) -> Reply:
         b"".join((len(text).to_bytes(4, "little"), text, numbers.astype("<f4", copy=False).tobytes())),
         "application/octet-stream",
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else (None if math.isnan(value) else str(value))
-    if isinstance(value, Sequence | set | frozenset):
-        return [_plain(item) for item in value]
-    return _plain(value.tolist()) if type(value).__module__ == "numpy" else str(value)

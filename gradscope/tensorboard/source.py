@@ -21,6 +21,7 @@ from gradscope.logdir.replay import check_version
 from gradscope.logdir.tags import META
 from gradscope.logdir.tags import PLUGIN
 from gradscope.logdir.tags import REPORT
+from gradscope.tensorboard.blocks import MOST_STEPS
 from gradscope.tensorboard.replies import Failure
 
 Asker = tuple[Any, str]  # the context of a request and the experiment that it is about
@@ -121,7 +122,7 @@ def newer(tags: Tags) -> str | None:
 def max_step(tags: Tags) -> int | None:
     """The last step of which anything is known."""
     steps = [series.max_step for tag, series in tags.items() if tag != META]  # a run is described before its first step
-    return max((step for step in steps if step is not None and 0 <= step < 2**53), default=None)
+    return max((step for step in steps if step is not None and 0 <= step < MOST_STEPS), default=None)
 
 
 def begun(tags: Tags) -> float | None:

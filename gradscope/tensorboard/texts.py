@@ -12,6 +12,7 @@ from typing import final
 
 from gradscope.logdir.codec import CodecError
 from gradscope.logdir.codec import loads
+from gradscope.records import STATISTICS
 from gradscope.records import RunInfo
 from gradscope.records import Schema
 from gradscope.records import Site
@@ -78,8 +79,7 @@ def text_in(tensor: Any) -> bytes:
 
 
 def sites_of(schema: Schema) -> Sites:
-    kinds = ("input", "activation", "activation_gradient", "weight", "weight_gradient", "update", "loss", "attention", "step")
-    counts = {kind: len(schema.sites(kind)) for kind in kinds}
+    counts = {kind: len(schema.sites(kind)) for kind in STATISTICS}
     shown = Schema(*(_most(schema.sites(kind)) for kind in ("input", "activation", "weight", "loss", "attention")))
     return Sites(shown if max(counts.values()) > MOST_SITES else schema, counts)
 

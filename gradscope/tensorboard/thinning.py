@@ -9,6 +9,7 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from gradscope.depth import decades
 from gradscope.records import Array
 from gradscope.tensorboard.blocks import Steps
 
@@ -89,15 +90,10 @@ def extremes(values: Array, columns: Columns) -> tuple[Array, Array]:
 
 def _scores(values: Array, scale: str, usual: Array) -> npt.NDArray[np.float64]:
     if scale == "log":
-        scores = np.abs(_decades(values) - np.nan_to_num(_decades(usual)))
+        scores = np.abs(decades(np.abs(values)) - np.nan_to_num(decades(np.abs(usual))))
         scores[values == 0] = _FARTHEST
     else:
         scores = values.astype(np.float64) if scale == "share" else np.abs(values.astype(np.float64) - np.nan_to_num(usual))
     scores[np.isnan(scores)] = -_BROKEN
     scores[np.isinf(values)] = _BROKEN
     return scores
-
-
-def _decades(values: Array) -> npt.NDArray[np.float64]:
-    table = np.abs(values.astype(np.float64))
-    return np.log10(table, out=np.full(table.shape, np.nan), where=np.isfinite(table) & (table > 0))

@@ -10,9 +10,11 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from gradscope.logdir.runs import run_name
 from gradscope.logdir.tags import META
 from gradscope.logdir.tags import REPORT
 from gradscope.records import HISTOGRAM_BINS
+from gradscope.records import Array
 from gradscope.records import Frame
 from gradscope.records import RunInfo
 from gradscope.records import Schema
@@ -21,7 +23,6 @@ from gradscope.tensorboard.blocks import Anchor
 from gradscope.tensorboard.blocks import Block
 from gradscope.tensorboard.blocks import Steps
 from gradscope.tensorboard.blocks import Walls
-from gradscope.tensorboard.naming import run_name
 from gradscope.tensorboard.parts import Part
 from gradscope.tensorboard.parts import fetch_statistics
 from gradscope.tensorboard.parts import histogram_block
@@ -43,6 +44,13 @@ class Table:
 
     steps: Steps  # rising
     values: npt.NDArray[Any]  # [steps, sites, …]
+
+    def at(self, steps: Steps) -> Array:
+        """The rows of these steps, which may not all be there: NaN then; [steps, sites]."""
+        rows = np.full((len(steps), self.values.shape[1]), np.nan, dtype=np.float32)
+        there = np.isin(steps, self.steps)
+        rows[there] = self.values[np.searchsorted(self.steps, steps[there])]
+        return rows
 
 
 @final
@@ -150,8 +158,13 @@ class View:
     @property
     def damage(self) -> tuple[str, ...]:
         """What could not be read so far, a sentence each."""
-        cut = max((part.sites.cut for part in self.parts), default=0)
-        return (*self._reading.faults, *((_cut_sentence(cut),) if cut else ()))
+        return (*self._reading.faults, *((self.cut,) if self.cut else ()))
+
+    @property
+    def cut(self) -> str | None:
+        """That not all sites are shown, as a sentence."""
+        most = max((part.sites.cut for part in self.parts), default=0)
+        return f"The model has {most:,} places of one kind: the first {MOST_SITES:,} are shown." if most else None
 
     @cached_property
     def _anchored(self) -> tuple[Anchor, list[Part]]:
@@ -177,7 +190,3 @@ class View:
 
 def _places(part: Part, kind: str, places: dict[Site, int]) -> npt.NDArray[np.intp]:
     return np.array([places[site] for site in part.sites.schema.sites(kind)], dtype=np.intp)
-
-
-def _cut_sentence(count: int) -> str:
-    return f"The model has {count:,} places of one kind: the first {MOST_SITES:,} are shown."

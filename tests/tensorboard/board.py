@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
+from contextlib import ExitStack
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,3 +143,25 @@ def running(
             if pipe is not None:
                 pipe.close()
         reader.join(WAIT)
+
+
+@contextmanager
+def running_each(logdir: Path, *, runs: int) -> Iterator[dict[str, Board]]:
+    """A server for each loader over ``logdir``, by the value of ``--load_fast``, once all have so many runs."""
+    with ExitStack() as stack:
+        boards = {load_fast: stack.enter_context(running(logdir, load_fast=load_fast)) for load_fast in LOADERS}
+        for board in boards.values():
+            board.wait_for_runs(runs)
+        yield boards
+
+
+def copied(folder: Path) -> Path:
+    """``folder`` with a copy of the package and its tests in it, to be broken."""
+    for name in ("gradscope", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def taken_away(path: Path) -> None:
+    """A file or a folder that is missing from then on."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -10,7 +10,6 @@ import numpy as np
 
 from gradscope.logdir.recorder import Recorder
 from gradscope.records import HISTOGRAM_BINS
-from gradscope.records import PULSE_FIELDS
 from gradscope.records import Array
 from gradscope.records import Frame
 from gradscope.timeline import Timeline
@@ -20,7 +19,6 @@ from tests.tensorboard import samples
 
 BLOCKS = 8
 BREAKS = 60  # the first step at which the stack is not finite
-LAYERS = ("expand", "act", "contract")
 GAP = 50  # the step at which sampling goes on in a run that has a gap
 MAGNITUDES = frozenset(("rms", "absmax", "signal", "norm", "ratio"))
 
@@ -65,7 +63,7 @@ def write(folder: Path, timeline: Timeline, *, lowest: int = 44) -> Path:
     recorder.info(timeline.info)
     for index, frame in enumerate(timeline.frames):
         recorder.frame(with_histograms(frame, index, lowest) if index < 10 else frame, {})
-    recorder.pulses(np.column_stack([timeline.pulse(field) for field in PULSE_FIELDS]))
+    recorder.pulses(samples.pulse_rows(timeline))
     recorder.close()
     return folder
 

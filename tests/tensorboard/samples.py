@@ -15,9 +15,10 @@ from gradscope.records import PULSE_FIELDS
 from gradscope.records import Frame
 from gradscope.timeline import Timeline
 from tests import timelines
+from tests.logdir.samples import events_in
+from tests.logdir.samples import write_events
 
 REPORT = "## Critical\n\nthe report so far"
-OTHER_NET = timelines.mlp(8, 16, 4)
 DEEP_NET = timelines.mlp(16, 32, 32, 32, 32, 4)
 
 
@@ -52,6 +53,15 @@ def ramp(net: timelines.Net = timelines.SMALL, *, steps: Iterable[int] = timelin
     """A run whose activation scale tells site and step: site + step / 1000 + 1."""
     sites = np.arange(len(net.modules))
     return timelines.build(net, steps=steps, columns={"activation.rms": lambda step: sites + step / 1000 + 1}, **given)
+
+
+def keep_only_the_report(logdir: Path) -> None:
+    """Take all records out of the event file but the report's."""
+    folder = logdir / "gradscope"
+    events = [event for event in events_in(folder) if any(value.tag == "gradscope/report" for value in event.summary.value)]
+    assert len(events) == 1
+    (path,) = folder.iterdir()
+    write_events(path, events)
 
 
 def _next(timeline: Timeline, number: int) -> int:

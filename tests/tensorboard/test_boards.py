@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from gradscope.report import jsonreport
 from tests import recorded
 from tests.tensorboard import samples
 from tests.tensorboard.board import LOADERS
-from tests.tensorboard.board import running
+from tests.tensorboard.board import running_each
 
 ROUTES = (
     ("schema", {}),
@@ -45,11 +44,7 @@ def logdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def boards(logdir):
-    """One server for each loader."""
-    with ExitStack() as stack:
-        started = {load_fast: stack.enter_context(running(logdir, load_fast=load_fast)) for load_fast in LOADERS}
-        for board in started.values():
-            board.wait_for_runs(len(RUNS))
+    with running_each(logdir, runs=len(RUNS)) as started:
         yield started
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from threading import Thread
 
 import numpy as np
@@ -15,7 +14,7 @@ from tests.tensorboard import hostile
 from tests.tensorboard import samples
 from tests.tensorboard.asking import Asking
 from tests.tensorboard.board import LOADERS
-from tests.tensorboard.board import running
+from tests.tensorboard.board import running_each
 
 HARMLESS = {"application/json", "application/octet-stream", "text/plain"}
 ROUTES = (
@@ -45,11 +44,8 @@ def logdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def boards(logdir):
-    with ExitStack() as stack:
-        started = {load_fast: stack.enter_context(running(logdir, load_fast=load_fast)) for load_fast in LOADERS}
-        for board in started.values():
-            # Of an empty run TensorBoard lists nothing, of one without a clock the data server neither.
-            board.wait_for_runs(len(hostile.LOGDIRS))
+    # Of an empty run TensorBoard lists nothing, of one without a clock the data server neither.
+    with running_each(logdir, runs=len(hostile.LOGDIRS)) as started:
         yield started
 
 

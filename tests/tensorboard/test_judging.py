@@ -15,8 +15,6 @@ from gradscope.tensorboard import judging
 from gradscope.tensorboard.judging import Judge
 from tests import recorded
 from tests import timelines
-from tests.logdir.samples import events_in
-from tests.logdir.samples import write_events
 from tests.tensorboard import samples
 from tests.tensorboard.asking import ASKER
 from tests.tensorboard.asking import Asking
@@ -62,7 +60,7 @@ def test_the_texts_are_the_reports(logdir):
 
 def test_where_only_the_written_report_is_left_it_is_shown(tmp_path):
     samples.record(tmp_path, recorded.broken(), report="## Critical\n\n<b>as it was written</b>")
-    keep_only_the_report(tmp_path)
+    samples.keep_only_the_report(tmp_path)
     asking = Asking(tmp_path)
     found = asking.json("report", run=RUN)
     assert (found["verdict"], found["source"], found["findings"]) == ("unknown", "written", [])
@@ -116,12 +114,3 @@ def test_a_run_that_grows_is_judged_again_only_after_a_rest(tmp_path):
     assert judge.judged("run", views[1]) is first
     now[0] += judging.REST
     assert judge.judged("run", views[1]).report.steps == 40
-
-
-def keep_only_the_report(logdir):
-    """Take all records out of the event file but the report's."""
-    folder = logdir / "gradscope"
-    events = [event for event in events_in(folder) if any(value.tag == "gradscope/report" for value in event.summary.value)]
-    assert len(events) == 1
-    (path,) = folder.iterdir()
-    write_events(path, events)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -21,7 +20,9 @@ from gradscope.tensorboard.plugin import ROUTES
 from gradscope.tensorboard.plugin import Plugin
 from tests.tensorboard import samples
 from tests.tensorboard.board import ROOT
+from tests.tensorboard.board import copied
 from tests.tensorboard.board import running
+from tests.tensorboard.board import taken_away
 from tests.test_imports import modules_after
 
 ENTRY_POINT = "gradscope.tensorboard.loader:Loader"
@@ -94,12 +95,10 @@ def damaged(tmp_path):
     """Takes parts of a copy of the package away; gives the copy's root."""
 
     def take(*parts: str) -> Path:
-        for name in ("gradscope", "tests"):
-            shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        root = copied(tmp_path)
         for part in parts:
-            path = tmp_path / "gradscope" / part
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        return tmp_path
+            taken_away(root / "gradscope" / part)
+        return root
 
     return take
 

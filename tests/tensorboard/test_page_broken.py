@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from tests.logdir.samples import write_events
 from tests.tensorboard import hostile
 from tests.tensorboard import pages
 from tests.tensorboard.board import LOADERS
-from tests.tensorboard.board import ROOT
+from tests.tensorboard.board import copied
 from tests.tensorboard.board import running
+from tests.tensorboard.board import taken_away
 from tests.tensorboard.browser import expect
 from tests.tensorboard.browser import frame_of
 from tests.tensorboard.browser import opened
@@ -30,24 +30,12 @@ TOLD = {
 }
 
 
-@pytest.fixture
-def copied(tmp_path) -> Path:
-    """A copy of the package, to be broken."""
-    for name in ("gradscope", "tests"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path
-
-
 @pytest.fixture(scope="module")
 def logdir(tmp_path_factory) -> Path:
     logdir = tmp_path_factory.mktemp("logdir")
     pages.healthy(logdir / "fine")
     write_events(logdir / "theirs" / "events.out.tfevents.1.h", scalar_events({"users/loss": {0: 1.0}}))
     return logdir
-
-
-def missing(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def cut_short(path: Path) -> None:
@@ -62,19 +50,20 @@ def raising(path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "harm", "said"),
     [
-        (PAGE / "app.js", missing, INCOMPLETE),
+        (PAGE / "app.js", taken_away, INCOMPLETE),
         (PAGE / "paint.js", cut_short, INCOMPLETE),
-        (PAGE / "heatmap.css", missing, "heatmap.css is missing"),
-        (Path("tensorboard", "plugin.py"), missing, INCOMPLETE),
-        (Path("report"), missing, INCOMPLETE),
+        (PAGE / "heatmap.css", taken_away, "heatmap.css is missing"),
+        (Path("tensorboard", "plugin.py"), taken_away, INCOMPLETE),
+        (Path("report"), taken_away, INCOMPLETE),
         (Path("rules", "lr_too_high.py"), cut_short, "gradscope failed with SyntaxError"),
         (Path("tensorboard", "routes", "matrix.py"), raising, "gradscope failed with KeyError: '<b>lost</b>'"),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_the_tab_says_what_is_wrong(browser, logdir, copied, part: Path, harm: Callable[[Path], None], said: str):
-    harm(copied / "gradscope" / part)
-    with running(logdir, root=copied) as board:
+def test_the_tab_says_what_is_wrong(browser, logdir, tmp_path, part: Path, harm: Callable[[Path], None], said: str):
+    root = copied(tmp_path)
+    harm(root / "gradscope" / part)
+    with running(logdir, root=root) as board:
         board.wait(lambda: "theirs" in board.fetch("data/plugin/scalars/tags").json)
         board.wait(lambda: board.fetch("data/plugins_listing").json["gradscope"]["enabled"])
         with visited(browser, f"{board.url}#gradscope") as tab:
@@ -88,9 +77,10 @@ def test_the_tab_says_what_is_wrong(browser, logdir, copied, part: Path, harm: C
         assert list(board.fetch("data/plugin/scalars/tags").json["theirs"]) == ["users/loss"]
 
 
-def test_where_a_route_fails_the_other_views_stand(browser, logdir, copied):
-    raising(copied / "gradscope" / "tensorboard" / "routes" / "report.py")
-    with running(logdir, root=copied) as board:
+def test_where_a_route_fails_the_other_views_stand(browser, logdir, tmp_path):
+    root = copied(tmp_path)
+    raising(root / "gradscope" / "tensorboard" / "routes" / "report.py")
+    with running(logdir, root=root) as board:
         board.wait_for_runs()
         with opened(browser, board.url) as tab:
             expect(tab.page.get_by_role("alert")).to_contain_text("This is a mistake in gradscope.")

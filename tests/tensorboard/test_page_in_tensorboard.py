@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from gradscope.logdir.recorder import Recorder
-from gradscope.records import PULSE_FIELDS
 from tests import recorded as recorded_run
 from tests import timelines
 from tests.logdir.samples import scalar_events
@@ -21,7 +20,6 @@ from tests.tensorboard.browser import expect
 from tests.tensorboard.browser import frame_of
 from tests.tensorboard.browser import opened
 from tests.tensorboard.browser import visited
-from tests.tensorboard.test_judging import keep_only_the_report
 
 
 @pytest.mark.parametrize("load_fast", LOADERS)
@@ -74,7 +72,7 @@ def test_it_is_light_or_dark_as_tensorboard_is(browser, board):
 @pytest.mark.parametrize("load_fast", LOADERS)
 def test_a_run_grows_before_the_eyes_and_what_is_being_read_stays(browser, tmp_path, load_fast):
     timeline = timelines.build(steps=range(40), columns={"weight_gradient.carried": 1.0}, pulses={"loss": 2.3})
-    rows = np.column_stack([timeline.pulse(field) for field in PULSE_FIELDS])
+    rows = samples.pulse_rows(timeline)
     recorder = Recorder(tmp_path / "gradscope")
     recorder.info(timeline.info)
     for frame in timeline.frames[:20]:
@@ -182,7 +180,7 @@ def test_a_run_that_was_described_and_has_not_made_a_step(browser, tmp_path):
 
 def test_where_only_the_written_report_is_left_it_is_shown(browser, tmp_path):
     samples.record(tmp_path, recorded_run.broken(), report="## Critical\n\n<b>as it was written</b>")
-    keep_only_the_report(tmp_path)
+    samples.keep_only_the_report(tmp_path)
     with running(tmp_path) as board:
         board.wait_for_runs()
         with opened(browser, board.url) as tab:

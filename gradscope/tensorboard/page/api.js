@@ -1,7 +1,7 @@
 /** Asks TensorBoard's server, as docs/http_api.md describes. Addresses are relative, so any path prefix works. */
 
 /** What went wrong, as a sentence that may be shown. */
-export class ApiError extends Error {}
+class ApiError extends Error {}
 
 /**
  * @param {string} route

@@ -5,7 +5,7 @@ import { whole } from "./numbers.js";
 import { stepTicks } from "./steps.js";
 import { colours } from "./theme.js";
 
-export const AXIS_HEIGHT = 22;
+const AXIS_HEIGHT = 22;
 export const PLOT_FONT = "11px system-ui, sans-serif";
 
 /**

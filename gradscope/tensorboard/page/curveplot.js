@@ -59,6 +59,17 @@ export function drawStrip(canvas, view, index, pointed) {
 }
 
 /**
+ * The least and the largest number of each column of one curve.
+ *
+ * @param {import("./types.js").Scalars} scalars
+ * @param {number} index
+ * @returns {Float32Array[]}
+ */
+export function endsOf({ data, shape: [, columns] }, index) {
+  return [2 * index, 2 * index + 1].map((row) => data.subarray(row * columns, (row + 1) * columns));
+}
+
+/**
  * A line through the columns, as thick as the numbers of a column are apart.
  *
  * @param {CanvasRenderingContext2D} context
@@ -67,13 +78,10 @@ export function drawStrip(canvas, view, index, pointed) {
  * @param {(value: number) => number} y
  */
 function drawBand(context, { scalars, scale }, index, y) {
-  const columns = scalars.shape[1];
-  const [low, high] = [0, 1].map((half) =>
-    scalars.data.subarray((2 * index + half) * columns, (2 * index + half + 1) * columns),
-  );
+  const [low, high] = endsOf(scalars, index);
   context.beginPath();
   let drawing = false;
-  for (let column = 0; column < columns; column++) {
+  for (let column = 0; column < low.length; column++) {
     const x = scale.x((scalars.first[column] + scalars.last[column] + 1) / 2);
     if (!Number.isFinite(low[column])) {
       drawing = false;
@@ -94,9 +102,8 @@ function drawBand(context, { scalars, scale }, index, y) {
  * @param {number} index
  */
 function drawNonfinite(context, { scalars, scale }, index) {
-  const columns = scalars.shape[1];
-  const high = scalars.data.subarray((2 * index + 1) * columns, (2 * index + 2) * columns);
-  for (let column = 0; column < columns; column++) {
+  const [, high] = endsOf(scalars, index);
+  for (let column = 0; column < high.length; column++) {
     if (Math.abs(high[column]) !== Infinity) continue;
     const left = scale.x(scalars.first[column]);
     const right = scale.x(scalars.last[column] + 1);

@@ -1,12 +1,12 @@
 /** Loss, gradient norm and learning rate over the steps, above the heat map and on the same axis. */
 
-import { drawStrip } from "./curveplot.js";
+import { drawStrip, endsOf } from "./curveplot.js";
 import { element, onceAFrame } from "./dom.js";
 import { short, span } from "./numbers.js";
 import { listen } from "./pointer.js";
 import { columnAt } from "./steps.js";
 
-export const CURVES = ["Loss", "Gradient norm", "Learning rate"];
+const CURVES = ["Loss", "Gradient norm", "Learning rate"];
 
 /** @typedef {import("./curveplot.js").View} View */
 /** @typedef {import("./curveplot.js").Pointed} Pointed */
@@ -100,9 +100,8 @@ function createStrip(title, index, now, actions, redraw) {
  * @returns {string} the least and the largest number, where several steps share a column
  */
 function valueAt(scalars, index, step) {
-  const columns = scalars.shape[1];
   const column = columnAt(scalars.first, step);
   if (column < 0 || step > scalars.last[column]) return short(null);
-  const [low, high] = [0, 1].map((half) => short(scalars.data[(2 * index + half) * columns + column]));
+  const [low, high] = endsOf(scalars, index).map((end) => short(end[column]));
   return low === high ? high : `${low} to ${high}`;
 }

@@ -36,7 +36,7 @@ export function drawLegend(place, matrix, extent) {
  * @param {boolean} log
  * @returns {{at: number, text: string}[]} where, as a share of the width, and what
  */
-export function scaleTicks({ low, high }, log) {
+function scaleTicks({ low, high }, log) {
   if (low === high) return [{ at: 0, text: short(low) }]; // as the cells are painted
   if (!log) return [0, 0.5, 1].map((at) => ({ at, text: short(low + at * (high - low)) }));
   const [from, to] = [Math.log10(low), Math.log10(high)];

@@ -65,7 +65,6 @@ export function createPane(run, id, actions, changed) {
 
   return {
     run,
-    data,
     element: parts.pane,
     retry: loader.retry,
     /**

@@ -16,7 +16,7 @@ export const NOTHING_CHOSEN = Object.freeze({
  * @typedef {object} Store
  * @property {() => import("./types.js").State} get
  * @property {(change: Partial<import("./types.js").State>) => void} set
- * @property {(listener: (now: import("./types.js").State, before: import("./types.js").State) => void) => void} subscribe
+ * @property {(listener: (now: import("./types.js").State) => void) => void} subscribe
  */
 
 /**
@@ -25,16 +25,15 @@ export const NOTHING_CHOSEN = Object.freeze({
  */
 export function createStore(initial) {
   let state = initial;
-  /** @type {((now: import("./types.js").State, before: import("./types.js").State) => void)[]} */
+  /** @type {((now: import("./types.js").State) => void)[]} */
   const listeners = [];
   return {
     get: () => state,
     set(change) {
-      const before = state;
       const next = { ...state, ...change };
-      if (Object.keys(next).every((key) => Object.is(Reflect.get(next, key), Reflect.get(before, key)))) return;
+      if (Object.keys(next).every((key) => Object.is(Reflect.get(next, key), Reflect.get(state, key)))) return;
       state = Object.freeze(next);
-      for (const listener of listeners) listener(state, before);
+      for (const listener of listeners) listener(state);
     },
     subscribe: (listener) => void listeners.push(listener),
   };

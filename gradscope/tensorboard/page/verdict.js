@@ -5,7 +5,7 @@ import { element, refill } from "./dom.js";
 import { counted, short } from "./numbers.js";
 import { primaryOf } from "./sites.js";
 
-export const MARKS = new Map([
+const MARKS = new Map([
   ["healthy", "✓"],
   ["info", "i"],
   ["warning", "!"],

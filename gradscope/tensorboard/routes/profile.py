@@ -47,13 +47,12 @@ def answer(view: View, arguments: Mapping[str, str], judgement: Judgement | None
 def document(view: View, row: int) -> dict[str, Any]:
     """The profile at the sampled step ``row``."""
     steps = view.steps
-    step = int(steps[row])
-    numbers = {name: _at(view, statistic, step) for name, statistic in COLUMNS.items()}
+    numbers = {name: table_named(view, statistic).at(steps[row : row + 1])[0] for name, statistic in COLUMNS.items()}
     types = {module.path: module.type for module in view.info.modules}
     rows = [_row(view, types, numbers, site, parameter) for site, parameter in _layers(view)]
     return {
         "etag": view.etag,
-        "step": step,
+        "step": int(steps[row]),
         "previous": int(steps[row - 1]) if row > 0 else None,
         "next": int(steps[row + 1]) if row + 1 < len(steps) else None,
         "rows": rows,
@@ -68,16 +67,6 @@ def _layers(view: View) -> list[tuple[int, int | None]]:
         return [(layer.site, layer.parameter) for layer in timeline.layers]
     parents = {site.path.rpartition(".")[0] for site in view.schema.modules if site.path}
     return [(i, None) for i, site in enumerate(view.schema.modules) if site.call == 0 and site.path not in parents]
-
-
-def _at(view: View, statistic: str, step: int) -> Array:
-    """One statistic of all sites at one step; NaN where it was not captured."""
-    table = table_named(view, statistic)
-    place = int(np.searchsorted(table.steps, step))
-    if place < len(table.steps) and table.steps[place] == step:
-        found: Array = table.values[place]
-        return found
-    return np.full(len(view.schema.sites(statistic.partition(".")[0])), np.nan, dtype=np.float32)
 
 
 def _row(

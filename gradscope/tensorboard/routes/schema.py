@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gradscope.records import STATISTICS
 from gradscope.records import ModuleInfo
 from gradscope.records import Site
 from gradscope.report.cleaning import one_line
@@ -15,10 +16,8 @@ from gradscope.tensorboard.replies import as_json
 from gradscope.tensorboard.routes.arguments import span
 from gradscope.tensorboard.routes.shown import shown_name
 from gradscope.tensorboard.routes.shown import shown_path
-from gradscope.tensorboard.texts import MOST_SITES
 from gradscope.tensorboard.view import View
 
-KINDS = ("input", "activation", "activation_gradient", "weight", "weight_gradient", "update", "loss", "attention", "step")
 _OF_PARAMETERS = frozenset(("weight", "weight_gradient", "update"))
 
 
@@ -33,8 +32,7 @@ def document(view: View) -> dict[str, Any]:
     order: dict[str, int] = {}
     for index, site in enumerate(schema.modules):
         order.setdefault(site.path, index)
-    sites = {kind: [_site(kind, site, owners) for site in schema.sites(kind)] for kind in KINDS}
-    cut = max((part.sites.cut for part in view.parts), default=0)
+    sites = {kind: [_site(kind, site, owners) for site in schema.sites(kind)] for kind in STATISTICS}
     return {
         "etag": view.etag,
         "first_step": first,
@@ -44,7 +42,7 @@ def document(view: View) -> dict[str, Any]:
         "modules": [_module(module, order) for module in view.info.modules],
         "statistics": [_statistic(statistic) for statistic in statistics_of(view)],
         "histograms": sorted({kind for part in view.parts for kind in part.histograms}),
-        "cut": f"The model has {cut:,} places of one kind: the first {MOST_SITES:,} are shown." if cut else None,
+        "cut": view.cut,
     }
 
 
