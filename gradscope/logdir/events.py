@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import socket
 import time
 from io import FileIO
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import final
 from tensorboard.compat.proto.event_pb2 import Event
 
 from gradscope.logdir.framing import framed
+from gradscope.logdir.names import file_name
 
-SUFFIX = ".gradscope"
 ROTATE_AT = 64 * 2**20  # bytes after which a new file is begun
 _STAMP = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
 
@@ -80,8 +79,7 @@ class EventWriter:
 
     def _open(self) -> FileIO:
         self._directory.mkdir(parents=True, exist_ok=True)
-        host = re.sub(r"[^\w.-]", "_", socket.gethostname())
-        path = self._directory / f"events.out.tfevents.{self._stamp():010d}.{host}.{self._owner}.{self._files}{SUFFIX}"
+        path = self._directory / file_name(self._stamp(), self._owner, self._files)
         self._file = FileIO(path, "xb")
         self._files += 1
         return self._file

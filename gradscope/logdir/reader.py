@@ -2,56 +2,59 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 from collections.abc import Iterator
-from io import FileIO
 from pathlib import Path
 from typing import final
 
 import numpy as np
 import numpy.typing as npt
 
+from gradscope.logdir.folders import Folder
+from gradscope.logdir.folders import LocalFolder
+from gradscope.logdir.folders import LocalSource
+from gradscope.logdir.folders import Opened
+from gradscope.logdir.folders import Source
 from gradscope.logdir.framing import FOOTER_SIZE
 from gradscope.logdir.framing import HEADER_SIZE
 from gradscope.logdir.framing import checked_payload
 from gradscope.logdir.framing import claimed_length
+from gradscope.logdir.names import record_name
 
 WINDOW = 2**22  # bytes read at once, unless a single record is longer
-
-
-def event_files(directory: Path) -> list[Path]:
-    """The event files directly in ``directory``, in the order in which TensorBoard reads them: by name."""
-    return sorted(path for path in directory.iterdir() if "tfevents" in path.name and path.is_file())
 
 
 @final
 class EventDirectory:
     """All event files of one directory, read in the order of their names. Each call of ``records`` gives what is new."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._files: dict[Path, EventFile] = {}
-        self._unreadable: dict[Path, OSError] = {}
+    def __init__(self, directory: Path | Folder) -> None:
+        self._folder = LocalFolder(directory) if isinstance(directory, Path) else directory
+        self._files: dict[str, EventFile] = {}
+        self._unreadable: dict[str, OSError] = {}
 
     def records(self) -> Iterator[tuple[str, bytes]]:
-        """Name of the file and payload of every record not yet read. Raises OSError where no file can be read."""
-        paths = event_files(self._directory)
-        for path in paths:
-            file = self._files.setdefault(path, EventFile(path))
-            self._unreadable.pop(path, None)
+        """What every record not yet read stands in, by name, and its payload. Raises OSError where no file can be read.
+
+        The pieces in which a store holds a file go by one name.
+        """
+        count = 0
+        for source in self._folder.sources():
+            count += 1
+            file = self._files.setdefault(source.name, EventFile(source))
+            self._unreadable.pop(source.name, None)
             try:
                 for payload in file.records():
-                    yield path.name, payload
+                    yield record_name(source.name), payload
             except OSError as error:
-                self._unreadable[path] = error
-        if self._unreadable and len(self._unreadable) == len(paths):
+                self._unreadable[source.name] = error
+        if self._unreadable and len(self._unreadable) == count:
             raise next(iter(self._unreadable.values()))
 
     @property
     def damage(self) -> tuple[str, ...]:
         """What could not be read, a sentence for each file concerned."""
-        unreadable = (f"{path.name}: could not be read ({error.strerror})." for path, error in self._unreadable.items())
+        unreadable = (f"{name}: could not be read ({error.strerror or error})." for name, error in self._unreadable.items())
         return (*(file.damage for file in self._files.values() if file.damage is not None), *unreadable)
 
 
@@ -63,8 +66,8 @@ class EventFile:
     header whose checksum holds; the bytes between are counted as damage.
     """
 
-    def __init__(self, path: Path, *, window: int = WINDOW) -> None:
-        self._path = path
+    def __init__(self, source: Path | Source, *, window: int = WINDOW) -> None:
+        self._source = LocalSource(source) if isinstance(source, Path) else source
         self._window = window
         self._offset = 0  # everything before it has been read or given up
         self._places = 0
@@ -79,17 +82,17 @@ class EventFile:
             return None
         places = self._places + (self._damaged_tail > 0)
         where = "one place" if places == 1 else f"{places:,} places"
-        return f"{self._path.name}: {lost:,} bytes in {where} are damaged and were left out."
+        return f"{self._source.name}: {lost:,} bytes in {where} are damaged and were left out."
 
     def records(self) -> Iterator[bytes]:
         """Payloads of the whole records from the last stop to the end as it is now. Raises OSError."""
         self._damaged_tail = 0
-        with FileIO(self._path) as file:
-            size = os.fstat(file.fileno()).st_size
+        with self._source.open() as file:
+            size = file.size
             needed: int | None = HEADER_SIZE
             while True:
                 if needed is not None and needed <= size - self._offset:
-                    data = _read(file, self._offset, min(max(self._window, needed), size - self._offset))
+                    data = file.read(self._offset, min(max(self._window, needed), size - self._offset))
                     if len(data) < needed:
                         return  # its writer has just cut it back
                     needed = yield from self._whole_records(data)
@@ -126,15 +129,10 @@ class EventFile:
         return True
 
 
-def _read(file: FileIO, offset: int, count: int) -> bytes:
-    file.seek(offset)
-    return file.read(count)
-
-
-def _next_header(file: FileIO, start: int, size: int, window: int) -> int | None:
+def _next_header(file: Opened, start: int, size: int, window: int) -> int | None:
     """Where the next header whose checksum holds begins, at ``start`` or after it."""
     while size - start >= HEADER_SIZE:
-        data = _read(file, start, min(max(window, HEADER_SIZE), size - start))
+        data = file.read(start, min(max(window, HEADER_SIZE), size - start))
         for at in _possible_headers(data):
             if claimed_length(data, int(at)) is not None:
                 return start + int(at)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pathlib import PurePath
 
 import numpy as np
 import numpy.typing as npt
 
+from gradscope.logdir.address import Address
 from gradscope.logdir.errors import LogdirError
-from gradscope.logdir.events import SUFFIX
+from gradscope.logdir.folders import is_event_file
 from gradscope.logdir.foreign import choose
 from gradscope.logdir.foreign import pulses_of
+from gradscope.logdir.names import SUFFIX
 from gradscope.logdir.reader import EventDirectory
+from gradscope.logdir.remote import RemoteFolder
+from gradscope.logdir.remote import remote_folders
 from gradscope.logdir.replay import Replay
 from gradscope.memory.layout import Layout
 from gradscope.records import Array
@@ -33,8 +39,21 @@ class RunDirectory:
     """A directory whose event files make up one run."""
 
     name: str  # relative to the log directory, "." for the directory itself
-    path: Path
+    path: Path | RemoteFolder
     foreign: bool = False  # written by other tools; whether anything in it can be used shows when it is read
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A directory with event files."""
+
+    below: PurePath  # the log directory
+    place: Path | RemoteFolder
+    own: bool  # whether any of the files is gradscope's
+
+    @property
+    def whole(self) -> PurePath:
+        return self.place if isinstance(self.place, Path) else self.place.path
 
 
 @dataclass(frozen=True)
@@ -49,14 +68,19 @@ class RecordedRun:
     sampled: int | None = None  # how many frames were recorded, where that is more than are held
 
 
-def find_runs(logdir: Path) -> tuple[RunDirectory, ...]:
+def find_runs(logdir: Path | Address) -> tuple[RunDirectory, ...]:
     """Every run in ``logdir`` and below, by name; at least one. Raises LogdirError."""
-    _check_directory(logdir)
     denied: list[Path] = []
-    found = list(_event_directories(logdir, denied))
-    own = [path for path, is_own in found if is_own]
-    bases = {_base(path) for path in own}
-    foreign = [path for path, is_own in found if not is_own and bases.isdisjoint((path, *path.parents))]
+    if isinstance(logdir, Address):
+        found = [_Found(folder.below, folder, _any_own(folder.names)) for folder in remote_folders(logdir)]
+    else:
+        _check_directory(logdir)
+        found = list(_event_directories(logdir, denied))
+    own = [directory for directory in found if directory.own]
+    bases = {_base(directory.whole) for directory in own}
+    foreign = [
+        directory for directory in found if not directory.own and bases.isdisjoint((directory.whole, *directory.whole.parents))
+    ]
     if not own and not foreign:
         if denied:
             raise LogdirError(f"{denied[0]} cannot be read (permission denied): give this user the right to read it.")
@@ -66,10 +90,10 @@ def find_runs(logdir: Path) -> tuple[RunDirectory, ...]:
         )
     if own or len(foreign) > 1:
         # A directory of hyperparameters or images is nobody's run; alone, reading it says what it holds.
-        foreign = [path for path in foreign if _is_recognised(path)] or foreign[: not own]
-    runs = [RunDirectory(run_name(path.relative_to(logdir).as_posix()), path) for path in own]
-    runs += [RunDirectory(path.relative_to(logdir).as_posix(), path, foreign=True) for path in foreign]
-    return tuple(sorted(_distinct(logdir, runs), key=lambda run: run.name))
+        foreign = [directory for directory in foreign if _is_recognised(directory.place)] or foreign[: not own]
+    runs = [(run_name(directory.below.as_posix()), directory) for directory in own]
+    runs += [(directory.below.as_posix(), directory) for directory in foreign]
+    return tuple(sorted(_distinct(runs), key=lambda run: run.name))
 
 
 def read_run(run: RunDirectory, *, histograms: bool = False) -> RecordedRun:
@@ -111,8 +135,8 @@ def _check_directory(logdir: Path) -> None:
     raise LogdirError(f"{logdir} does not exist: expected a log directory, as given to attach() or to tensorboard --logdir.")
 
 
-def _event_directories(logdir: Path, denied: list[Path]) -> Iterator[tuple[Path, bool]]:
-    """Each directory with event files, and whether any of them is gradscope's; links are followed, loops are not."""
+def _event_directories(logdir: Path, denied: list[Path]) -> Iterator[_Found]:
+    """Each directory with event files; links are followed, loops are not."""
     seen: set[tuple[int, int]] = set()
     for top, directories, names in os.walk(logdir, followlinks=True, onerror=lambda e: denied.append(Path(e.filename))):
         identity = _identity(top)
@@ -121,9 +145,14 @@ def _event_directories(logdir: Path, denied: list[Path]) -> Iterator[tuple[Path,
             continue
         seen.add(identity)
         directories.sort()
-        events = [name for name in names if "tfevents" in name]
+        events = [name for name in names if is_event_file(name)]
         if events:
-            yield Path(top), any(name.endswith(SUFFIX) for name in events)
+            path = Path(top)
+            yield _Found(path.relative_to(logdir), path, _any_own(events))
+
+
+def _any_own(names: Iterable[str]) -> bool:
+    return any(name.endswith(SUFFIX) for name in names)
 
 
 def _identity(path: str) -> tuple[int, int] | None:
@@ -134,18 +163,18 @@ def _identity(path: str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _base(path: Path) -> Path:
+def _base(path: PurePath) -> PurePath:
     """The log directory that the scope was given which wrote to ``path``."""
     if path.name == SUBRUN:
         return path.parent
     return path.parent.parent if path.parent.name == SUBRUN else path
 
 
-def _is_recognised(path: Path) -> bool:
+def _is_recognised(place: Path | RemoteFolder) -> bool:
     """Whether another tool's directory holds anything that can be used."""
     replay = Replay()
     try:
-        for name, payload in EventDirectory(path).records():
+        for name, payload in EventDirectory(place).records():
             replay.take(name, payload)
             if replay.usable:
                 return True
@@ -164,13 +193,13 @@ def run_name(path: str) -> str:
     return "/".join(parts) or "."
 
 
-def _distinct(logdir: Path, runs: list[RunDirectory]) -> Iterator[RunDirectory]:
+def _distinct(runs: list[tuple[str, _Found]]) -> Iterator[RunDirectory]:
     """``x/gradscope`` and ``gradscope/x`` would both be called x: then the second goes by its whole path."""
     taken: set[str] = set()
-    for run in runs:
-        name = run.name if run.name not in taken else run.path.relative_to(logdir).as_posix()
+    for wanted, directory in runs:
+        name = wanted if wanted not in taken else directory.below.as_posix()
         taken.add(name)
-        yield RunDirectory(name, run.path, run.foreign)
+        yield RunDirectory(name, directory.place, foreign=not directory.own)
 
 
 def _frames(replay: Replay) -> Iterator[Frame]:
