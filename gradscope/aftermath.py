@@ -168,6 +168,12 @@ def changed_by_hand(timeline: Timeline) -> bool:
     return bool(known.any()) and median_of(outside[known] / inside[known]) >= BY_HAND
 
 
+def knows_of_clearing(timeline: Timeline) -> bool:
+    """Whether it is known if gradients are cleared; in a loop of steps by hand whose parameters hold none there are none."""
+    known = bool(np.isfinite(timeline.column("weight_gradient.carried")).any())
+    return known or (timeline.info.by_hand and bool(np.isnan(timeline.column("weight_gradient.norm")).all()))
+
+
 def long_for_another_reason(timeline: Timeline, step: int, most: float) -> bool:
     """Whether gradients were not cleared or data was not finite up to ``step``, or weight decay alone makes steps as long.
 

@@ -13,6 +13,7 @@ from typing import final
 
 import numpy as np
 
+from gradscope.records import CLOSE_STEPS
 from gradscope.records import Finding
 from gradscope.records import Hit
 from gradscope.records import Severity
@@ -92,7 +93,8 @@ def diagnose(timeline: Timeline, rules: Sequence[Rule], *, run: str = ".", damag
         info=timeline.info,
         steps=timeline.step_count,
         sampled_steps=timeline.sampled_steps,
-        overhead=_overhead(timeline),
+        overhead=_overhead(timeline, 0),
+        overhead_later=_overhead(timeline, CLOSE_STEPS),
         verdict=max((finding.severity for finding in findings), default=Severity.INFO),
         diagnosis=diagnosis,
         findings=findings,
@@ -200,9 +202,10 @@ def _candidates(symptom: str, ranked: list[_Claim], obstacles: Mapping[str, str]
     return list(dict.fromkeys([*half_shown, *(rule.name for rule in possible)]))[:MOST_CANDIDATES]
 
 
-def _overhead(timeline: Timeline) -> float:
-    """Share of the bare step time that gradscope took over the run, by its own measure."""
-    spans = timeline.spans
+def _overhead(timeline: Timeline, start: int) -> float:
+    """Share of the bare step time that gradscope took from a step on, by its own measure; NaN where there is none."""
+    steps = timeline.pulse("step")
+    spans = np.where(steps - steps[:1] >= start, timeline.spans, 0)
     seconds, own = np.nansum(spans * timeline.pulse("seconds")), np.nansum(spans * timeline.pulse("own_seconds"))
     return float(own / (seconds - own)) if seconds > own else float("nan")
 

@@ -17,8 +17,8 @@ class Closable(Protocol):
     def close(self) -> None:
         """Write what is left and stop."""
 
-    def flush(self) -> None:
-        """Write what is left."""
+    def save(self) -> None:
+        """Write what is left, within seconds: the process is about to end."""
 
 
 @final
@@ -32,6 +32,10 @@ class Exits:
     def directories(self) -> frozenset[Path]:
         """Where the open scopes write."""
         return frozenset(self._open.values())
+
+    def opened(self) -> tuple[tuple[Closable, Path], ...]:
+        """The scopes that this process has opened, and where they write."""
+        return tuple(self._open.items()) if os.getpid() == self._process else ()
 
     def register(self, scope: Closable, directory: Path) -> None:
         if os.getpid() != self._process:
@@ -65,7 +69,7 @@ class Exits:
         if os.getpid() == self._process:
             for scope in list(self._open):
                 with contextlib.suppress(Exception):  # the process was told to end, and has to
-                    scope.flush()
+                    scope.save()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)  # end as the sender of the signal expects, by the signal
 

@@ -12,7 +12,9 @@ from functools import partial
 from itertools import chain
 from itertools import count
 from pathlib import Path
+from socket import gethostname
 from time import monotonic
+from time import strftime
 from typing import cast
 from typing import final
 
@@ -21,8 +23,11 @@ import numpy.typing as npt
 
 from gradscope.curves import Curves
 from gradscope.failures import warn
+from gradscope.logdir.address import Address
 from gradscope.logdir.recorder import Recorder
 from gradscope.logdir.runs import SUBRUN
+from gradscope.logdir.shipment import CLOSING_SECONDS
+from gradscope.logdir.shipment import Shipment
 from gradscope.memory.history import History
 from gradscope.memory.layout import Layout
 from gradscope.memory.pulses import fewer_pulses
@@ -47,6 +52,13 @@ _MOST_LAYOUTS = 64  # remembered: a model whose sites change all the time has ma
 _TAG = 64  # bytes that a column takes beside its numbers, about
 
 
+def default_logdir(parent: Path) -> Path:
+    """TensorBoard's habit, ``runs/<time>_<host>`` below ``parent``; numbered where another run began in the same second."""
+    first = parent / "runs" / f"{strftime('%b%d_%H-%M-%S')}_{gethostname()}"
+    numbered = (first.with_name(f"{first.name}-{number}") for number in count(2))
+    return next(path for path in chain([first], numbered) if not path.exists())
+
+
 def run_directory(logdir: Path, name: str, *, explicit: bool, taken: Collection[Path]) -> Path:
     """Where a scope writes: ``<logdir>/gradscope``, or a directory of its own below it where models share a logdir.
 
@@ -65,9 +77,11 @@ class Archive:
     A disk that takes no more costs a warning, not the run.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, opened: bool = True) -> None:
+        """One that is not ``opened`` writes nothing, and makes no directory, before it is."""
         self._directory = directory
-        self._recorder: Recorder | None = Recorder(directory)
+        self._recorder: Recorder | None = Recorder(directory) if opened else None
+        self._shipment: Shipment | None = None
         self._history = History()
         self._layouts: dict[tuple[int, tuple[str, ...]], tuple[Schema, Layout]] = {}
         self._numbers = array("d")  # the pulses that are not on the disk, row after row
@@ -77,6 +91,11 @@ class Archive:
         self._pulse_ration = Ration(start=PULSES_AT_ONCE, a_day=PULSES_A_DAY)
         self._left_out: deque[Frame] = deque(maxlen=_BEFORE)
         self._stretch = 0  # frames that are still to be written in any case
+
+    def open(self, directory: Path) -> None:
+        """Write from now on, there."""
+        self._directory = directory
+        self._recorder = Recorder(directory)
 
     @property
     def logdir(self) -> Path:
@@ -102,6 +121,16 @@ class Archive:
     def pulses(self) -> npt.NDArray[np.float64]:
         """The pulses in memory and those that are not on the disk yet, [steps, PULSE_FIELDS]; a copy."""
         return np.concatenate([self._history.held_pulses(), self._waiting()])
+
+    def ship_to(self, remote: Address) -> None:
+        """Ship what is recorded to a store from now on; ``remote`` is the log directory there."""
+        below = self._directory.relative_to(self.logdir).as_posix()
+        self._shipment = Shipment(self._directory, remote / below, logdir=self.logdir, remote=remote)
+
+    def shipped(self, within: float) -> None:
+        """Ship what is left, and wait for it for so many seconds at most; 0: do not wait."""
+        if self._shipment is not None:
+            self._shipment.finish(within)
 
     def info(self, info: RunInfo) -> None:
         self._curves.learn(info)
@@ -163,11 +192,15 @@ class Archive:
         self._try(lambda recorder: recorder.pulses(kept), self._pulse_ration)
         for step, points in self._curves.of_pulses(rows):
             self._try(partial(_write_points, step=step, points=points), self._frame_ration)
+        if self._shipment is not None:
+            self._shipment.look()
 
-    def close(self) -> None:
+    def close(self, *, within: float = CLOSING_SECONDS) -> None:
+        """Write what is left. Waits for a store that it is shipped to, ``within`` so many seconds; 0: not at all."""
         self.flush()
         self._try(lambda recorder: recorder.close())
         self._recorder = None
+        self.shipped(within)
 
     def _waiting(self) -> npt.NDArray[np.float64]:
         return np.array(self._numbers, dtype=np.float64).reshape(-1, len(PULSE_FIELDS))

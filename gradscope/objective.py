@@ -107,7 +107,8 @@ def terms(timeline: Timeline, loss: LossInfo) -> float:
     if math.isfinite(counted):
         return counted / (loss.classes or 1) if soft else counted  # one term for all classes' probabilities
     shape = shape or (loss.input_shape if loss.kind in REGRESSIONS else (loss.input_shape or ())[:1]) or ()
-    return float(math.prod(shape)) if shape else math.nan
+    calls = median_of(timeline.pulse("backwards")) if timeline.info.losses_add_up else 1.0
+    return calls * math.prod(shape) if shape else math.nan
 
 
 def loss_weight(timeline: Timeline) -> float:

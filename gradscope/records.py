@@ -18,6 +18,15 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
 
+# Which rank's numbers stand apart from those of all the others, and which have some that are not finite.
+_OF_RANKS: Mapping[str, str] = {
+    "apart": "decades between the rms of the rank furthest from the others and their mean; of ranks that train together",
+    "apart_rank": "that rank",
+    "apart_spread": "standard deviation of the others' decades; NaN where there is but one other",
+    "broken_ranks": "how many ranks have any that are not finite; of ranks that train together",
+    "broken_rank": "the one that has most of them",
+}
+
 # What a site's numbers describe, and which statistics each kind has. A column is named "<kind>.<statistic>".
 STATISTICS: Mapping[str, Mapping[str, str]] = {
     "input": {
@@ -27,6 +36,7 @@ STATISTICS: Mapping[str, Mapping[str, str]] = {
         "signal": "std over the batch at a fixed feature and position, rms over both; NaN for a batch of one",
         "nonfinite": "fraction of sampled elements that are NaN or infinite",
         "repeated": "1 where the sampled elements are those of the sampled step before, bit for bit, else 0",
+        **_OF_RANKS,
     },
     "activation": {
         "mean": "mean of the sampled elements",
@@ -38,6 +48,7 @@ STATISTICS: Mapping[str, Mapping[str, str]] = {
         "saturated": "fraction where the activation's derivative is under 5 % of its largest; NaN where it cannot saturate",
         "active_low": "sampled units 0 to 15 with any element above zero, as bits of an integer",
         "active_high": "sampled units 16 to 31 with any element above zero, as bits of an integer",
+        **_OF_RANKS,
     },
     "activation_gradient": {
         "rms": "root mean square of the sampled elements of dL/d(output)",
@@ -46,11 +57,14 @@ STATISTICS: Mapping[str, Mapping[str, str]] = {
         "zero": "fraction of sampled elements that are exactly zero",
         "time_growth": "decades that a recurrent layer's gradient grows from the last time step back to the first",
         "time_steps": "time steps that a recurrent layer's gradient came back through",
+        **_OF_RANKS,
     },
     "weight": {
         "norm": "exact Euclidean norm before the update",
         "nonfinite": "1 where the exact norm is not finite, else 0",
         "row_spread": "variance between rows, or columns if less, over mean square, of a sampled block; 0 where all are equal",
+        "ranks_apart": "relative difference of the norms that ranks have of what should be the same; 0 by rounding alone",
+        "ranks_apart_rank": "the rank whose norm is furthest from the others'; NaN where none differs",
     },
     "weight_gradient": {
         "norm": "exact Euclidean norm of the gradient that the optimizer used; NaN where there is none",
@@ -103,17 +117,23 @@ STATISTICS: Mapping[str, Mapping[str, str]] = {
         "clip_norm": "global gradient norm that clip_grad_norm_ found; NaN where it was not called",
         "clip_limit": "the max_norm that it was given",
         "clip_place": "when: 0 between backward and step, 1 with no gradient, 2 after the step, 3 on scaled gradients",
+        "loss_apart": "how far the rank furthest from the others is from their mean loss, since the ranks' last exchange",
+        "loss_apart_rank": "that rank",
+        "loss_apart_spread": "standard deviation of the others' losses; NaN where there is but one other",
     },
 }
 
 SITE_OF_STEP = "(step)"
 
+CLOSE_STEPS = 100  # from the start, at which a run on a budget is looked at closely whatever that takes
 HISTOGRAM_BINS = 64
 HISTOGRAM_LOWEST = -48  # bin i counts 2^(i-48) <= |x| < 2^(i-47); the first also what is smaller, the last what is larger
 
 PULSE_FIELDS = (
     "step",  # optimizer steps before this one, from 0
-    "loss",  # mean over the step's backward calls; NaN and infinity as they are; NaN also where backwards is 0
+    # mean over the step's backward calls, their sum where RunInfo.losses_add_up; NaN and infinity stand as they are, and NaN
+    # also where backwards is 0
+    "loss",
     "gradient_norm",  # exact global norm of the gradients the optimizer used
     "learning_rate",  # largest over the optimizer's parameter groups
     "seconds",  # from the end of the previous step to the end of this one
@@ -321,6 +341,8 @@ class RunInfo:
     optimizers: tuple[OptimizerInfo, ...] = ()
     wiring: Wiring | None = None
     shared_process: bool = False  # another model was watched, or another optimizer stepped, in the same loop
+    by_hand: bool = False  # no optimizer that holds its parameters has stepped, and scope.step() tells where a step ends
+    losses_add_up: bool = False  # a step's loss is the sum of those of its backward calls, each of which is a share of it
     device: str = "cpu"
     versions: Mapping[str, str] = field(default_factory=dict)
     started: float = 0.0  # seconds since the epoch
@@ -330,6 +352,7 @@ class RunInfo:
     ignore: tuple[str, ...] = ()
     probe: str = "not needed so far"  # why the step-quality probe did not run, or when it did
     probes: tuple[StepQuality, ...] = ()  # what the step-quality probe found, where it ran
+    ranks: int = 1  # processes that train the model together, whose numbers are in the record
     origin: Origin | None = None  # of the first value that was not finite
     notes: tuple[str, ...] = ()  # what could not be captured and why, a sentence each
 

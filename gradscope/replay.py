@@ -8,6 +8,9 @@ from pathlib import Path
 
 from gradscope.diagnosis import chosen
 from gradscope.diagnosis import diagnose
+from gradscope.logdir.address import Address
+from gradscope.logdir.address import is_address
+from gradscope.logdir.pieces import left_behind
 from gradscope.logdir.runs import LogdirError
 from gradscope.logdir.runs import RunDirectory
 from gradscope.logdir.runs import find_runs
@@ -26,7 +29,7 @@ def read(
     select: Iterable[str] | None = None,
     ignore: Iterable[str] | None = None,
 ) -> Report:
-    """Report on the runs below ``logdir``, or on the one named ``run``.
+    """Report on the runs below ``logdir``, a path or an address such as ``s3://bucket/run``, or on the one named ``run``.
 
     Where ``select`` or ``ignore`` is not given, the run's own choice of rules holds. Raises LogdirError where no run can be
     read (where some can, ``Report.unread`` tells of the others), and UnknownRule for a name that no rule has.
@@ -34,16 +37,26 @@ def read(
     selected = None if select is None else tuple(select)
     ignored = None if ignore is None else tuple(ignore)
     chosen(selected, ignored)  # a mistyped name shows before anything is read
-    found = _named(find_runs(Path(logdir)), run, Path(logdir))
+    place = Address(logdir) if is_address(logdir) else Path(logdir)
+    found = _named(_found(place), run, place)
     outcomes = [_outcome(directory, selected, ignored) for directory in found]
     runs = tuple(outcome for outcome in outcomes if isinstance(outcome, RunReport))
     unread = tuple(outcome for outcome in outcomes if isinstance(outcome, LogdirError))
     if not runs:
         raise unread[0]
-    return Report(runs, tuple(str(error) for error in unread))
+    behind = left_behind(place) if isinstance(place, Address) else None
+    return Report(runs, (*map(str, unread), *([] if behind is None else [behind])))
 
 
-def _named(found: tuple[RunDirectory, ...], name: str | None, logdir: Path) -> tuple[RunDirectory, ...]:
+def _found(place: Path | Address) -> tuple[RunDirectory, ...]:
+    try:
+        return find_runs(place)
+    except LogdirError as error:
+        behind = left_behind(place) if isinstance(place, Address) else None
+        raise error if behind is None else LogdirError(f"{error} {behind}") from None
+
+
+def _named(found: tuple[RunDirectory, ...], name: str | None, logdir: Path | Address) -> tuple[RunDirectory, ...]:
     if name is None:
         return found
     matching = tuple(directory for directory in found if directory.name == name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,6 +41,7 @@ class RunReport:
     profile_step: int | None
     first_loss: float
     last_loss: float
+    overhead_later: float = math.nan  # as ``overhead``, from step ``records.CLOSE_STEPS`` on; NaN in a run without such steps
     damage: tuple[str, ...] = ()  # what was wrong with the files it was read from
 
     @property

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import itertools
 import os
 import re
-import socket
 import sys
 import time
 import weakref
@@ -24,12 +22,19 @@ import numpy as np
 import torch
 
 from gradscope import exits
+from gradscope.capture.naming import as_written
+from gradscope.capture.ranks.company import processes
+from gradscope.capture.ranks.gathering import Gathering
 from gradscope.capture.watch import Watch
 from gradscope.diagnosis import chosen
 from gradscope.diagnosis import diagnose
 from gradscope.failures import warn
 from gradscope.live import Archive
+from gradscope.live import default_logdir
 from gradscope.live import run_directory
+from gradscope.logdir.address import Address
+from gradscope.logdir.address import is_address
+from gradscope.logdir.address import unfit
 from gradscope.records import Finding
 from gradscope.records import Frame
 from gradscope.records import RunInfo
@@ -41,6 +46,7 @@ from gradscope.version import __version__
 
 GROWTH_BETWEEN_JUDGEMENTS = 1.3  # frames must have grown by this factor before the rules look again; keeps their cost linear
 SHARE_FOR_JUDGING = 0.1  # of the budget, at most
+TERMINATION_SECONDS = 5.0  # for the last of a record on its way to a store, after SIGTERM
 FIRST_JUDGING_SECONDS = 0.01  # what the first time takes, about: with a budget to keep, it is earned beforehand
 
 
@@ -61,9 +67,12 @@ def attach(
     """Watch a model's training from now on; the one line that a training script needs.
 
     It may stand before or after the optimizer is made. What is seen goes to ``logdir`` (default: ``runs/<time>_<host>``) for
-    TensorBoard and ``gradscope report``. ``budget`` is the share of the step time that watching may take; ``every=n`` samples
-    each n-th optimizer step instead. ``include`` and ``exclude`` are regular expressions that module names are searched for;
-    ``select`` and ``ignore`` name rules. ``name`` tells several models in one logdir apart (default: the model's class).
+    TensorBoard and ``gradscope report``; where that is an address such as ``s3://bucket/run``, it is recorded in
+    ``Scope.logdir`` first, and another process ships it. ``budget`` is the share of the step time that watching may take;
+    ``every=n`` samples each n-th optimizer step instead. ``include`` and ``exclude`` are regular expressions that module names
+    are searched for; ``select`` and ``ignore`` name rules. ``name`` tells several models in one logdir apart (default: the
+    model's class).
+    A model that is watched already, or a ``name`` that is in use in this logdir, is taken over: the scope before is closed.
     ``on_finding`` is called once with each finding when it first appears. ``probe=False`` leaves out the step-quality probe,
     which runs the model again, on copies, after at most six steps that look too long; where it runs it waits for the device.
 
@@ -73,6 +82,7 @@ def attach(
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"attach() expects a torch.nn.Module to watch, and was given a {type(model).__name__}.")
+    model = as_written(model)
     _check_cadence(budget, every)
     _check_pattern("include", include)
     _check_pattern("exclude", exclude)
@@ -95,9 +105,14 @@ def attach(
         probe="not needed so far" if probe else "switched off with probe=False",
     )
     chosen(info.select, info.ignore)
-    where = Path(logdir) if logdir is not None else _default_logdir()
+    remote = Address(logdir) if is_address(logdir) else None
+    where = remote.mirror if remote is not None else Path(logdir) if logdir is not None else default_logdir(Path())
+    _close_replaced(model, None if name is None else run_directory(where, name, explicit=True, taken=()))
     directory = run_directory(where, title, explicit=name is not None, taken=exits.EXITS.directories())
-    return Scope(model, info, directory, include=include, exclude=exclude, probe=bool(probe), on_finding=on_finding)
+    scope = Scope(model, info, directory, include=include, exclude=exclude, probe=bool(probe), on_finding=on_finding)
+    if remote is not None:
+        scope.ship_to(remote)
+    return scope
 
 
 @final
@@ -117,15 +132,21 @@ class Scope:
     ) -> None:
         self._rules = chosen(info.select, info.ignore)
         self._on_finding = on_finding
-        self._archive = Archive(directory)
+        # Of a training in several processes it shows only after two steps whether this one is to record anything.
+        self._ranks = Gathering(self, info.name) if processes() > 1 else None
+        self._directory = directory
+        self._remote: Address | None = None
+        self._archive = Archive(directory, opened=self._ranks is None)
         self._findings: dict[str, Finding] = {}
         self._called_back: set[str] = set()  # rules whose finding the user's callback has been given
         self._judge_at = 1
         earned_in = FIRST_JUDGING_SECONDS / (SHARE_FOR_JUDGING * info.budget)
         self._judge_from = perf_counter() + earned_in if info.every is None else 0.0
         self._closed = False
-        self._watch = Watch(model, info, self, include=include, exclude=exclude, guard=self._failed, probe=probe)
-        self._archive.info(info)
+        self._watch = Watch(
+            model, info, self, include=include, exclude=exclude, guard=self._failed, probe=probe, ranks=self._ranks
+        )
+        (self._ranks or self).info(info)
         self._watch.start()
         exits.EXITS.register(self, directory)
         weakref.finalize(model, _close_if_there, weakref.ref(self)).atexit = False
@@ -134,7 +155,7 @@ class Scope:
 
     @property
     def logdir(self) -> Path:
-        """The directory that ``gradscope report`` and TensorBoard take."""
+        """The directory of this machine that ``gradscope report`` and TensorBoard take."""
         return self._archive.logdir
 
     @property
@@ -143,7 +164,10 @@ class Scope:
         return tuple(self._findings.values())
 
     def report(self) -> Report:
-        """The report so far, over every step that has ended. Waits for the device."""
+        """The report so far, over every step that has ended. Waits for the device.
+
+        Of several ranks that train together the first has it, over every step of which they have exchanged their numbers.
+        """
         if not self._closed:
             self._watch.settle()
         return Report((self._judge(),))
@@ -171,6 +195,8 @@ class Scope:
         try:
             try:
                 self._watch.stop()
+                if self._ranks is not None:
+                    self._ranks.close()
                 self._archive.flush()  # first: what is rationed on its way to the disk is not judged either
                 self._judge()
             finally:
@@ -184,7 +210,30 @@ class Scope:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def watches(self, model: torch.nn.Module) -> bool:
+        """Whether it is this model that is watched."""
+        return self._watch.watches(model)
+
+    # -- for trainers
+
+    def follow(self, *, first_step: int, losses_add_up: bool) -> None:
+        """Count as a trainer does, from before the first step on.
+
+        ``first_step`` is how many optimizer steps it has made already, as the checkpoint that it goes on from tells;
+        ``losses_add_up`` says that it divides losses before ``backward()``, so that those of a step add up to its loss.
+        """
+        self._watch.follow(first_step=first_step, losses_add_up=losses_add_up)
+
     # -- for the watch
+
+    def open(self, rank: int | None) -> None:
+        """Record from now on; ``rank`` stands in the run's name where other ranks have runs of their own."""
+        if rank is not None:
+            self._directory = run_directory(self.logdir, f"{self._watch.info.name}-rank{rank}", explicit=True, taken=())
+        self._archive.open(self._directory)
+        exits.EXITS.register(self, self._directory)
+        if self._remote is not None:
+            self._archive.ship_to(self._remote)
 
     def info(self, info: RunInfo) -> None:
         self._archive.info(info)
@@ -194,6 +243,12 @@ class Scope:
 
     def pulse(self, row: tuple[float, ...]) -> None:
         self._archive.pulse(row)
+
+    def ship_to(self, remote: Address) -> None:
+        """Ship what is recorded to a store from now on."""
+        self._remote = remote
+        if self._ranks is None or self._ranks.is_here:
+            self._archive.ship_to(remote)
 
     def step_done(self) -> None:
         """Judge what is there, where enough has come since the last time."""
@@ -209,6 +264,11 @@ class Scope:
         """Put what was captured on the disk."""
         self._watch.settle()
         self._archive.flush()
+
+    def save(self) -> None:
+        """The process is told to end: put what was captured on the disk, and what is in the store's way there soon."""
+        self.flush()
+        self._archive.shipped(TERMINATION_SECONDS)
 
     # -- judging
 
@@ -251,7 +311,10 @@ class Scope:
         with contextlib.suppress(Exception):
             self._watch.stop()
         with contextlib.suppress(Exception):
-            self._archive.close()
+            if self._ranks is not None:
+                self._ranks.leave()
+        with contextlib.suppress(Exception):
+            self._archive.close(within=0)  # the training goes on, and waits for no store
         _say_failed("while watching", error)
 
 
@@ -299,24 +362,21 @@ def _number(name: str, value: object) -> float:
 
 
 def _check_logdir(logdir: object) -> None:
-    if isinstance(logdir, str) and "://" in logdir:
-        raise ValueError(
-            f"logdir is a directory on a disk of this machine; found {logdir!r}. Remote log directories are not supported yet: "
-            "record locally and copy the directory."
-        )
+    if is_address(logdir) and (lacking := unfit(Address(logdir))) is not None:
+        raise ValueError(f"logdir is a directory or the address of a store; found {Address(logdir)}: {lacking}.")
+
+
+def _close_replaced(model: torch.nn.Module, directory: Path | None) -> None:
+    """Close what watches the model already, or writes under the name given, as where a notebook's cell is run again."""
+    for scope, where in exits.EXITS.opened():
+        if isinstance(scope, Scope) and (scope.watches(model) or where == directory):
+            scope.close()
 
 
 def _close_if_there(scope: weakref.ref[Scope]) -> None:
     found = scope()
     if found is not None:
         found.close()
-
-
-def _default_logdir() -> Path:
-    """TensorBoard's habit, ``runs/<time>_<host>``; numbered where another run began in the same second."""
-    first = Path("runs") / f"{time.strftime('%b%d_%H-%M-%S')}_{socket.gethostname()}"
-    numbered = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
-    return next(path for path in itertools.chain([first], numbered) if not path.exists())
 
 
 def _versions() -> dict[str, str]:

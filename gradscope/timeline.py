@@ -32,6 +32,7 @@ from gradscope.trends import smoothed
 from gradscope.trends import spans_of
 from gradscope.weighing import changes
 from gradscope.weighing import factors
+from gradscope.weighing import in_a_step
 from gradscope.weighing import most_of_mean
 from gradscope.weighing import of_all
 from gradscope.weighing import usual_variance
@@ -162,10 +163,9 @@ class Timeline:
             return None if held.any() else f"no {name.replace('_', ' ')} was seen"
         if not len(self.frames):
             return "no step was sampled"
-        sites = self.schema.sites(kind)
         if kind in ("input", "activation", "activation_gradient") and self._unseen:
             return "no call of the model's layers was seen: compiled, scripted and transformed code runs no hooks"
-        if not sites:
+        if not self.schema.sites(kind):
             return lacking(kind)
         return None if np.isfinite(self.column(need)).any() else lacking(need)
 
@@ -216,9 +216,10 @@ class Timeline:
 
     @cached_property
     def trained(self) -> npt.NDArray[np.bool_]:
-        """Which parameter sites are trainable and held by an optimizer; [parameter sites]."""
-        known = [self.parameters.get(site.path) for site in self.schema.parameters]
-        return np.array([bool(p and p.trainable and p.name in self.optimized) for p in known], dtype=bool)
+        """Which parameter sites are trainable and held by an optimizer, or moved by steps by hand; [parameter sites]."""
+        names = {p.name for p in self.info.parameters if p.trainable and (self.info.by_hand or p.name in self.optimized)}
+        moved = (self.column("update.ratio") > 0).any(axis=0) | (not self.info.by_hand)
+        return np.array([site.path in names for site in self.schema.parameters], dtype=bool) & moved
 
     @cached_property
     def update_ratios(self) -> Array:
@@ -248,8 +249,13 @@ class Timeline:
     @cached_property
     def loss_weight(self) -> float:
         """By how much the first loss counts since it was last given another weight; NaN where that is not known."""
-        weights = self.column("loss.weight")[self.steps >= (self.reweighed[-1][0] if self.reweighed else 0)]
+        weights = self._weights[self.steps >= (self.reweighed[-1][0] if self.reweighed else 0)]
         return median_of(weights[:, 0]) if weights.shape[1] else float("nan")
+
+    @cached_property
+    def _weights(self) -> npt.NDArray[np.float64]:
+        """By how much each loss counts in its step's."""
+        return in_a_step(self.column("loss.weight"), self.pulse("backwards"), self.info)
 
     @cached_property
     def loss_steps(self) -> npt.NDArray[np.int64]:
@@ -299,15 +305,12 @@ class Timeline:
         """The loss of the best constant prediction where there is one loss function and it is known, else None."""
         losses = {(loss.kind, loss.classes): self._level(loss) for loss in self.info.wiring.losses} if self.info.wiring else {}
         known = next(iter(losses.values())) if len(losses) == 1 else None
-        all_told = of_all(self.column("loss.weight"), self.loss_weight, alike=("cross_entropy" in {kind for kind, _ in losses}))
+        all_told = of_all(self._weights, self.loss_weight, alike=("cross_entropy" in {kind for kind, _ in losses}))
         return known * self._loss_factor * all_told if known and known * all_told > 0 else None
 
     @cached_property
     def _loss_factor(self) -> float:
-        """What makes a mean over the terms of the first loss into the loss as it is.
-
-        Its weight, times N for a sum over N terms; a sum that was divided by the batch's size alone adds up each sample's.
-        """
+        """What makes a mean over the first loss's terms into the loss: its weight, and how many terms it adds."""
         losses = self.info.wiring.losses if self.info.wiring else ()
         if not self.schema.losses or not losses:
             return 1.0
@@ -354,26 +357,23 @@ class Timeline:
 
     @cached_property
     def several_objectives(self) -> bool:
-        """Whether several models or optimizers play in the loop (GAN, actor and critic): their losses need not fall.
-
-        Optimizers that share out the parameters of one loss play together.
-        """
+        """Whether several models or optimizers play in the loop, not all for one loss (a GAN): no loss need fall."""
         return self.info.shared_process or (len(self.info.optimizers) > 1 and not self._shared_out)
 
     @cached_property
     def _shared_out(self) -> bool:
-        """Whether all optimizers step together after each backward call, on one loss, which is a classifier's.
-
-        Of a regression it is not believed: a critic's error has an actor's loss added to it, which no graph shows.
-        """
+        """Whether all optimizers step together after each backward call, on one loss, which is a classifier's."""
+        # Of a regression it is not believed: a critic's error has an actor's loss added to it, which no graph shows.
         losses = self.info.wiring.losses if self.info.wiring else ()
         sole = len(losses) == 1 and losses[0].kind in _CLASSIFICATIONS and len(self.schema.losses) <= 1
         updated = np.isfinite(self.column("update.ratio")[1:])  # in the first step the second optimizer is not known yet
         if not sole or not len(updated) or not (self.pulse("backwards") == 1).all():
             return False
         held = np.array([[s.path in o.parameters for s in self.schema.parameters] for o in self.info.optimizers])
-        disjoint = bool((held.sum(axis=0) <= 1).all())
-        return disjoint and all(bool(updated[:, own].any(axis=1).all()) for own in held)
+        matrices = np.array([len(self.parameters[s.path].shape) > 1 for s in self.schema.parameters])
+        whole = np.isfinite(self.column("weight.norm")[1:]).any(axis=1)  # the other frames show matrices alone
+        seen = [updated[:, own] if (own & matrices).any() else updated[whole][:, own] for own in held]
+        return bool((held.sum(axis=0) <= 1).all()) and all(len(rows) > 0 and rows.any(axis=1).all() for rows in seen)
 
     @cached_property
     def onset(self) -> int | None:

@@ -8,6 +8,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from gradscope.records import RunInfo
+
 Floats = npt.NDArray[np.float64]
 Steps = npt.NDArray[np.int64]
 
@@ -56,6 +58,16 @@ def factors(steps: Steps, found: list[tuple[int, float]]) -> Floats:
     for step, by in found:
         scale[steps < step] *= by
     return scale
+
+
+def in_a_step(weights: npt.NDArray[np.floating], backwards: Floats, info: RunInfo) -> Floats:
+    """By how much losses count in the loss of a step, from their ``weights`` in what ``backward()`` was called on.
+
+    Where the losses of a step's backward calls add up, each is a part of one mean; a sum is one over the terms of all calls.
+    """
+    means = not any(loss.reduction == "sum" for loss in (info.wiring.losses if info.wiring else ()))
+    calls = float(np.median(backwards)) if info.losses_add_up and means and len(backwards) else 1.0
+    return weights.astype(np.float64) * calls
 
 
 def of_all(weights: npt.NDArray[np.floating], first: float, *, alike: bool) -> float:

@@ -42,10 +42,11 @@ class Gradscope(Way):
         time to write to the disk."""
         passed = perf_counter() - self._paused
         watch, archive = self._scope._watch, self._scope._archive
-        watch._last_end += passed
-        if watch._quiet is not None:
-            watch._quiet._last_end += passed
-            watch._quiet._began += passed
+        stepping = watch._stepping
+        stepping._last_end += passed
+        if stepping._quiet is not None:
+            stepping._quiet._last_end += passed
+            stepping._quiet._began += passed
         watch._pulses._flushed += passed
         archive._flushed += passed
         self._scope._judge_from += passed

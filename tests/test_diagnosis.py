@@ -17,6 +17,7 @@ import pytest
 from gradscope.diagnosis import UnknownRule
 from gradscope.diagnosis import chosen
 from gradscope.diagnosis import diagnose
+from gradscope.records import CLOSE_STEPS
 from gradscope.records import Hit
 from gradscope.records import Remedy
 from gradscope.records import Severity
@@ -362,6 +363,13 @@ def test_a_report_counts_steps_and_carries_what_it_was_given():
 )
 def test_the_overhead_is_a_share_of_the_bare_time(seconds, own, overhead):
     assert judge(timeline=build(pulses={"seconds": seconds, "own_seconds": own})).overhead == pytest.approx(overhead)
+
+
+def test_the_overhead_after_the_start_is_told_by_itself():
+    dear_start = build(total=300, pulses={"seconds": 0.02, "own_seconds": lambda step: 0.01 if step < CLOSE_STEPS else 0.0})
+    report = judge(timeline=dear_start)
+    assert (report.overhead, report.overhead_later) == (pytest.approx(1.0 / 5.0), 0.0)
+    assert math.isnan(judge(timeline=build(total=CLOSE_STEPS, steps=range(4))).overhead_later)
 
 
 @pytest.mark.parametrize("timeline", [empty(), build(pulses={"seconds": math.nan, "own_seconds": math.nan})])

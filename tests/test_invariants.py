@@ -115,17 +115,17 @@ def own_hooks(model):
 def test_nothing_is_left_after_closing(tmp_path):
     model = mlp(4, 8, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    before = (global_hooks(), torch.Tensor.backward, signal.getsignal(signal.SIGTERM), EXITS.directories())
+    before = (global_hooks(), torch.autograd.backward, signal.getsignal(signal.SIGTERM), EXITS.directories())
     scopes = [gradscope.attach(model, tmp_path, every=1), gradscope.attach(mlp(2, 2), tmp_path)]
     assert global_hooks() != before[0]
-    assert torch.Tensor.backward is not before[1]
+    assert torch.autograd.backward is not before[1]
     regress(model, optimizer, steps=3)
     assert not own_hooks(model)  # all hooks are global ones and on outputs
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
     for scope in scopes:
         scope.close()
-    assert (global_hooks(), torch.Tensor.backward, signal.getsignal(signal.SIGTERM), EXITS.directories()) == before
+    assert (global_hooks(), torch.autograd.backward, signal.getsignal(signal.SIGTERM), EXITS.directories()) == before
     assert not LOOP.listeners
     assert not own_hooks(model)
 
@@ -142,21 +142,21 @@ def test_a_wrapper_of_backward_that_came_later_stays(tmp_path, monkeypatch):
     model = mlp(4, 8, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     calls = []
-    monkeypatch.setattr(torch.Tensor, "backward", torch.Tensor.backward)  # restores it at the end
+    monkeypatch.setattr(torch.autograd, "backward", torch.autograd.backward)  # restores it at the end
     first = gradscope.attach(model, tmp_path / "first", every=1)
-    inner = torch.Tensor.backward
+    inner = torch.autograd.backward
 
-    def theirs(self, *args, **kwargs):
-        calls.append(self)
-        return inner(self, *args, **kwargs)
+    def theirs(tensors, *args, **kwargs):
+        calls.append(tensors)
+        return inner(tensors, *args, **kwargs)
 
-    torch.Tensor.backward = theirs
+    torch.autograd.backward = theirs
     regress(model, optimizer, steps=2)
     first.close()
-    assert torch.Tensor.backward is theirs
+    assert torch.autograd.backward is theirs
     with gradscope.attach(model, tmp_path / "second", every=1):
         regress(model, optimizer, steps=3)
-    assert torch.Tensor.backward is theirs
+    assert torch.autograd.backward is theirs
     assert len(calls) == 5
     (run,) = find_runs(tmp_path / "second")
     assert read_run(run).pulses[:, 6].tolist() == [1, 1, 1]  # backward calls: each was counted once

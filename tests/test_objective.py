@@ -66,6 +66,23 @@ def test_a_value_of_the_loss_is_brought_to_the_mean_of_its_terms() -> None:
     assert loss_weight(build(columns={"loss.weight": math.nan})) == 1.0
 
 
+def test_losses_that_add_up_to_a_steps_loss_weigh_as_much_together() -> None:
+    """Each of four micro-batches was divided by four, or by the number of terms of all."""
+    mean = build(losses_add_up=True, columns={"loss.weight": 0.25}, pulses={"backwards": 4})
+    assert loss_weight(mean) == 1.0
+    assert each(mean, loss_of(mean), 2.0) == 2.0
+    wiring = one_loss("cross_entropy", reduction="sum", classes=CLASSES)
+    columns = {"loss.weight": 1 / 128, "loss.target_count": 128.0}
+    summed = build(losses_add_up=True, columns=columns, pulses={"backwards": 4}, wiring=wiring)
+    assert each(summed, loss_of(summed), 2.0) == 2.0
+    blind = build(
+        losses_add_up=True, columns={**columns, "loss.target_count": math.nan}, pulses={"backwards": 4}, wiring=wiring
+    )
+    assert terms(blind, loss_of(blind)) == 4 * terms(
+        build(columns={"loss.target_count": math.nan}, wiring=wiring), loss_of(blind)
+    )
+
+
 def test_a_first_loss_that_cannot_be_such_a_mean_is_not_taken_for_one() -> None:
     per_sample = build(columns=regressed(), wiring=one_loss(), pulses={"loss": 200.0})
     assert math.isnan(each(per_sample, loss_of(per_sample), 200.0))

@@ -18,7 +18,7 @@ from gradscope.rule import Rule
 from gradscope.rule import all_rules
 
 ROOT = Path(__file__).parents[1]
-FACTS = ("wiring", "loss", "reduction", "optimizer")
+FACTS = ("wiring", "loss", "reduction", "optimizer", "steps")
 
 # Every name that a release may use: family -> (causes, symptoms). A name, once released, keeps its meaning.
 NAMES = {

@@ -67,11 +67,11 @@ def broken_training(logdir, *, steps=12, **options):
     ],
 )
 def test_a_wrong_argument_gets_one_sentence_and_leaves_nothing_behind(tmp_path, arguments, error, sentence):
-    backward = torch.Tensor.backward
+    backward = torch.autograd.backward
     with pytest.raises(error, match=sentence) as raised:
         gradscope.attach(nn.Linear(2, 2), tmp_path, **arguments)
     assert "\n" not in str(raised.value)
-    assert torch.Tensor.backward is backward
+    assert torch.autograd.backward is backward
     assert not list(tmp_path.iterdir())
 
 
@@ -107,11 +107,6 @@ def test_runs_that_begin_in_one_second_do_not_share_the_default_logdir(tmp_path,
         with gradscope.attach(model):
             regress(model, sgd(model), steps=1)
     assert len(gradscope.read(tmp_path / "runs").runs) == 4
-
-
-def test_a_remote_logdir_is_refused_in_one_sentence():
-    with pytest.raises(ValueError, match="Remote log directories are not supported yet"):
-        gradscope.attach(nn.Linear(2, 2), "s3://bucket/run")
 
 
 def test_what_is_observed_must_be_a_number(tmp_path):
@@ -269,7 +264,7 @@ def raising(*_, **__):
 )
 def test_a_failure_inside_gradscope_never_stops_the_training(tmp_path, monkeypatch, owner, method):
     hooks = torch.nn.modules.module._global_forward_hooks
-    backward = torch.Tensor.backward
+    backward = torch.autograd.backward
 
     def fail_from_step_7(step):
         if step == 7:
@@ -280,7 +275,7 @@ def test_a_failure_inside_gradscope_never_stops_the_training(tmp_path, monkeypat
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         scope, parameters = trained(tmp_path, before=fail_from_step_7)
-        left = (dict(hooks), torch.Tensor.backward)
+        left = (dict(hooks), torch.autograd.backward)
         scope.close()
     assert left == ({}, backward)
     own = [str(w.message) for w in caught if issubclass(w.category, gradscope.GradscopeWarning)]

@@ -117,7 +117,11 @@ def test_a_healthy_run_lacks_nothing(need):
     ("need", "timeline", "sentence"),
     [
         ("activation.rms", build(steps=[], total=9), "no step was sampled"),
-        ("input.rms", build(inputs=[]), "the model took no floating-point tensor as input"),
+        (
+            "input.rms",
+            build(inputs=[]),
+            "no floating-point tensor was given to the model, or to the part of it that is called first",
+        ),
         (
             "activation_gradient.rms",
             build(sites=[]),
@@ -136,6 +140,11 @@ def test_a_healthy_run_lacks_nothing(need):
         ("fact.loss", empty(), "the loss function was not recognised in the autograd graph"),
         ("fact.loss", build(wiring=NO_WIRING), "the loss function was not recognised in the autograd graph"),
         ("fact.optimizer", build(optimizers=[]), "no optimizer that holds the model's parameters was seen stepping"),
+        (
+            "fact.steps",
+            build(optimizers=[]),
+            "no optimizer that holds the model's parameters was seen stepping, nor did scope.step() tell of a step",
+        ),
     ],
 )
 def test_what_is_lacking_is_told_as_a_sentence(need, timeline, sentence):
@@ -231,6 +240,14 @@ def test_what_no_optimizer_holds_has_no_ratio():
     assert np.isfinite(build(optimizers=[held]).update_ratios[0]).tolist() == [True, False, False]
     assert set(build(optimizers=[held]).optimized) == {"layers.0.weight"}
     assert np.isnan(build(optimizers=[]).update_ratios).all()
+
+
+def test_steps_by_hand_train_what_they_move() -> None:
+    ratios = {"layers.0.weight": 0.0, "layers.2.weight": 0.01, "layers.4.weight": 0.01}
+    timeline = build(optimizers=[], by_hand=True, columns={"update.ratio": ratios})
+    names = [site.path for site, trained in zip(timeline.schema.parameters, timeline.trained, strict=True) if trained]
+    assert {"layers.2.weight", "layers.4.weight"} <= set(names) and "layers.0.weight" not in names
+    assert timeline.lack("fact.steps") is None and timeline.lack("fact.optimizer") is not None
 
 
 def test_a_site_that_is_no_known_parameter_is_not_trained():

@@ -62,6 +62,13 @@ HEALTHY: Mapping[str, Values] = {
     "attention.logit_max": 6.0, "attention.entropy": 0.8,
     "step.graph_nodes": 40.0, "step.forwards": 1.0, "step.evaluating": math.nan, "step.untouched_statistics": math.nan,
     "step.clip_norm": math.nan, "step.clip_limit": math.nan, "step.clip_place": math.nan,
+    "weight.ranks_apart": math.nan, "weight.ranks_apart_rank": math.nan,
+    "step.loss_apart": math.nan, "step.loss_apart_rank": math.nan, "step.loss_apart_spread": math.nan,
+    **{
+        f"{kind}.{name}": math.nan
+        for kind in ("input", "activation", "activation_gradient")
+        for name in ("apart", "apart_rank", "apart_spread", "broken_ranks", "broken_rank")
+    },
 }  # fmt: skip
 
 CONSECUTIVE = ("weight_gradient.carried", "update.outside_change", "update.outside_factor", "update.outside_residual")

@@ -213,7 +213,7 @@ def _picked(names: Sequence[str], table: torch.Tensor) -> torch.Tensor:
 
 
 def _is_tame(absmax: torch.Tensor) -> bool:
-    """Whether every row is finite, and either all zeros or far from the ends of float32."""
+    """Whether every row is finite, and either all zeros or far from the ends of float32. Of rows on the host."""
     held = absmax.numpy()
     return bool((((held > _TAME[0]) & (held < _TAME[1])) | (held == 0)).all())
 

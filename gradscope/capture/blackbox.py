@@ -16,11 +16,14 @@ import torch
 
 from gradscope.capture.graph import Graph
 from gradscope.capture.modules import ModuleProbe
+from gradscope.capture.naming import names_of
+from gradscope.capture.naming import parameters_of
 from gradscope.capture.nonfinite import in_graph
 from gradscope.capture.nonfinite import is_finite
 from gradscope.capture.nonfinite import is_wrong
 from gradscope.capture.nonfinite import largest_finite
 from gradscope.capture.nonfinite import short_dtype
+from gradscope.capture.shards import local_of
 from gradscope.records import PULSE_FIELDS
 from gradscope.records import Array
 from gradscope.records import Frame
@@ -43,6 +46,7 @@ class BlackBox:
         self._modules = modules
         self._found = found
         self._origin: Origin | None = None
+        self._lost = False  # whether a loss broke on a sampled step that does not show where: what breaks later came of it
         self._waiting: deque[Frame] = deque()  # for the pulses of their steps
         self._often: dict[str, np.ndarray] = {}  # kind -> sites that were not finite in frames before, and did no harm
 
@@ -53,7 +57,7 @@ class BlackBox:
             return
         found = _in_parameters(model, step)
         if found is None and loss.grad_fn is not None:
-            names = {id(p): name.rpartition(".")[0] for name, p in model.named_parameters()}
+            names = {key: name.rpartition(".")[0] for key, name in names_of(model).items()}
             nodes = {slot.node: slot.site.path for slot in self._modules.slots if slot.node >= 0}
             with torch.no_grad():
                 found = _within(in_graph(Graph(loss), names, nodes, step), self._modules.given())
@@ -98,10 +102,11 @@ class BlackBox:
             self._often[kind] = bad | before if before is not None and len(before) == len(bad) else bad
 
     def _look(self, frame: Frame, info: RunInfo, *, loss_is_finite: bool) -> Origin | None:
-        if self._origin is None:
+        if self._origin is None and not self._lost:
             found = _in_frame(frame, self._often, loss_is_finite=loss_is_finite)
+            self._lost = found is None and not loss_is_finite
             return self._keep(found) if found is not None else None
-        if self._origin.step == frame.step and self._origin.place in ("between", "loss"):
+        if self._origin is not None and self._origin.step == frame.step and self._origin.place in ("between", "loss"):
             return self._placed(self._origin, frame, info)
         return None
 
@@ -128,11 +133,15 @@ def _within(found: Origin | None, given: Sequence[torch.Tensor]) -> Origin | Non
 
 
 def _in_parameters(model: torch.nn.Module, step: int) -> Origin | None:
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters_of(model):
         if not is_finite(parameter):
             module = name.rpartition(".")[0]
             return Origin(
-                step, "parameter", module, dtype=short_dtype(parameter.dtype), largest=largest_finite([parameter.detach()])
+                step,
+                "parameter",
+                module,
+                dtype=short_dtype(parameter.dtype),
+                largest=largest_finite([local_of(parameter).detach()]),
             )
     return None
 
@@ -140,7 +149,7 @@ def _in_parameters(model: torch.nn.Module, step: int) -> Origin | None:
 def _in_gradients(model: torch.nn.Module, step: int, order: Sequence[str]) -> Origin | None:
     """The parameter nearest to the loss whose gradient is not finite: the way back comes by it first."""
     places = {path: place for place, path in enumerate(order)}
-    held = [(name.rpartition(".")[0], p.grad) for name, p in model.named_parameters() if p.grad is not None]
+    held = [(name.rpartition(".")[0], p.grad) for name, p in parameters_of(model) if p.grad is not None]
     held.sort(key=lambda pair: places.get(pair[0], -1))
     bad = [place for place, (_, gradient) in enumerate(held) if not is_finite(gradient)]
     if not bad:
@@ -148,7 +157,12 @@ def _in_gradients(model: torch.nn.Module, step: int, order: Sequence[str]) -> Or
     module, gradient = held[bad[-1]]
     before = next((name for name, _ in held[bad[-1] + 1 :] if name != module), None)
     return Origin(
-        step, "backward", module, before=before, dtype=short_dtype(gradient.dtype), largest=largest_finite([gradient.detach()])
+        step,
+        "backward",
+        module,
+        before=before,
+        dtype=short_dtype(gradient.dtype),
+        largest=largest_finite([local_of(gradient).detach()]),
     )
 
 
@@ -164,7 +178,8 @@ def _in_frame(frame: Frame, often: Mapping[str, np.ndarray], *, loss_is_finite: 
         place = int(np.argmax(fresh["activation"]))
         return Origin(frame.step, "forward", frame.schema.modules[place].path, before=_previous(frame, place))
     if not loss_is_finite:
-        return Origin(frame.step, "loss", before=_previous(frame, len(frame.schema.modules)))
+        seen = np.isfinite(frame.columns["activation.nonfinite"]).any()  # else it may be any layer, or what went in
+        return Origin(frame.step, "loss", before=_previous(frame, len(frame.schema.modules))) if seen else None
     if fresh["weight_gradient"].any():
         place = int(np.flatnonzero(fresh["weight_gradient"])[-1])
         return Origin(frame.step, "backward", parameters[place], before=next(iter(parameters[place + 1 :]), None))

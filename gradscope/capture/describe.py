@@ -16,6 +16,8 @@ from torch.optim.optimizer import Optimizer
 from gradscope.capture.graph import Graph
 from gradscope.capture.losses import read_broadcasts
 from gradscope.capture.losses import read_losses
+from gradscope.capture.naming import modules_of
+from gradscope.capture.naming import names_of
 from gradscope.capture.roles import describe_modules
 from gradscope.capture.roles import describe_parameters
 from gradscope.capture.slots import Slot
@@ -74,11 +76,25 @@ class Description:
         self._objects[id(optimizer)] = weakref.ref(optimizer)
         self._optimizers[id(optimizer)] = OptimizerInfo(type(optimizer).__name__, rate, names, strangers, settings)
         owners = [o for o in self._optimizers.values() if o.parameters]
-        self.info = replace(self.info, optimizers=tuple(owners or self._optimizers.values()))
+        self.info = replace(self.info, optimizers=tuple(owners or self._optimizers.values()), by_hand=False)
+
+    def steps_by_hand(self) -> None:
+        """The loop moves the weights itself, and says when a step has ended."""
+        if not self.info.by_hand:
+            self.info = replace(self.info, by_hand=True)
+
+    def losses_add_up(self, add_up: bool) -> None:
+        """Whether a step's loss is the sum of those that its backward calls had."""
+        self.info = replace(self.info, losses_add_up=add_up)
 
     def share_process(self) -> None:
         if not self.info.shared_process:
             self.info = replace(self.info, shared_process=True)
+
+    def keep_company(self, ranks: int, note: str | None) -> None:
+        """So many ranks' numbers are in the record, and what there is to say of that."""
+        notes = self.info.notes if note is None or note in self.info.notes else (*self.info.notes, note)
+        self.info = replace(self.info, ranks=ranks, notes=notes)
 
     def probed(self, sentence: str, found: StepQuality | None) -> None:
         """When the step-quality probe ran, or why it did not, and what it found."""
@@ -105,7 +121,7 @@ class Description:
         ``ungraded`` has the modules that ran without gradients, each with the one that took what came of them; ``held`` tells
         by ``id`` which tensors any optimizer holds.
         """
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        names = names_of(model)
         reached = {names[id(leaf)] for leaf in graph.leaves() if id(leaf) in names}
         if not reached:
             return False
@@ -151,7 +167,7 @@ class Description:
     def _add_seen(self, model: torch.nn.Module, slots: Sequence[Slot]) -> None:
         """The type of each module's output, and the fewest values that a batch norm's statistics were taken over."""
         seen = {slot.site.path: slot for slot in slots if slot.site.call == 0 and slot.dtype is not None}
-        found = dict(model.named_modules())
+        found = dict(modules_of(model))
         modules = tuple(
             _with_seen(m, seen[m.path], found[m.path]) if m.path in seen and m.path in found else m for m in self.info.modules
         )

@@ -135,7 +135,7 @@ class FrameMaker:
             for reading in readings:
                 start, end = end, end + len(reading.tensors)
                 extra.update(reading.columns(arrays[start:end]))
-            _unscale(columns, histograms, steps, arrays[end:])
+            _unscale(columns, histograms, steps, arrays[end:], masks.stepped)
             self._deliver(_frames(schema, steps, columns, extra, histograms))
 
         self._mailbox.send([*tensors, *parameter_tables, *read, *scales], arrived)
@@ -246,9 +246,17 @@ def _tables(
 
 
 def _unscale(
-    columns: dict[str, Array], histograms: dict[str, Array], steps: Sequence[_HeldStep], scales: Sequence[Array]
+    columns: dict[str, Array],
+    histograms: dict[str, Array],
+    steps: Sequence[_HeldStep],
+    scales: Sequence[Array],
+    stepped: Mask,  # [steps, parameters]
 ) -> None:
-    """Take a GradScaler's power of two back out of the gradients that each step's loss sent through the model."""
+    """Take a GradScaler's power of two back out of the gradients that each step's loss sent through the model.
+
+    It takes its scale out of the weights' gradients itself, but only of those that it lets an optimizer use: not where others
+    are not finite.
+    """
     left = iter(scales)
     for i, held in enumerate(steps):
         factor = float(next(left)) if held.loss_scale is not None else 1.0
@@ -256,8 +264,18 @@ def _unscale(
             continue
         for statistic in ("rms", "absmax"):
             columns[f"activation_gradient.{statistic}"][i] /= np.float32(factor)
+        if not stepped[i].all():
+            _leave_out(columns, "weight_gradient", i, ~stepped[i])
+            _leave_out(columns, "activation_gradient", i, columns["activation_gradient.nonfinite"][i] > 0)
         if i == len(steps) - 1 and "activation_gradient" in histograms:
             histograms["activation_gradient"] = _moved(histograms["activation_gradient"], round(math.log2(factor)))
+
+
+def _leave_out(columns: dict[str, Array], kind: str, step: int, sites: Mask) -> None:
+    """As if nothing had been captured at these sites in this step."""
+    for name in STATISTICS[kind]:
+        if f"{kind}.{name}" in columns:
+            columns[f"{kind}.{name}"][step, sites] = np.nan
 
 
 def _moved(shares: Array, places: int) -> Array:

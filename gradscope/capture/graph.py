@@ -12,6 +12,8 @@ from typing import final
 
 import torch
 
+from gradscope.capture.shards import whole_here
+
 MOST_NODES = 20_000  # a larger graph is read in part, from the loss down
 
 # Nodes that hand on values as they are, or change only their shape, layout, type or scale.
@@ -164,8 +166,9 @@ def source_of(handle: Any, operand: int) -> Any:
 def saved_tensor(handle: Any, name: str) -> torch.Tensor | None:
     """A tensor that an autograd node saved, ``name`` as in ``_saved_self`` without ``_saved_``.
 
-    None where it has none, where it was changed in place or freed since, and where a saved-tensor hook packed it: to unpack
-    what a checkpoint packed would run its forward pass again, random numbers, running means and all.
+    None where it has none, where it was changed in place or freed since, where only a part of it lies on this rank, and where
+    a saved-tensor hook packed it: to unpack what a checkpoint packed would run its forward pass again, random numbers, running
+    means and all.
     """
     try:
         raw = getattr(handle, f"_raw_saved_{name}", None)
@@ -174,7 +177,7 @@ def saved_tensor(handle: Any, name: str) -> torch.Tensor | None:
         value = getattr(handle, f"_saved_{name}", None)
     except RuntimeError:
         return None
-    return value if isinstance(value, torch.Tensor) else None
+    return whole_here(value) if isinstance(value, torch.Tensor) else None
 
 
 def _walk(root: Any) -> Iterator[Node]:

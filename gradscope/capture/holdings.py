@@ -9,7 +9,10 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from gradscope.capture.describe import Description
+from gradscope.capture.gathered import holds_gathered_gradients
 from gradscope.capture.modules import ModuleProbe
+from gradscope.capture.naming import names_of
+from gradscope.capture.naming import parameters_of
 from gradscope.capture.parameters import ParameterProbe
 from gradscope.capture.roles import nonzero_counts
 from gradscope.capture.transfer import Arrays
@@ -42,8 +45,9 @@ class Holdings:
         model = self._model()
         if self._parameters is None and model is not None:  # not at attach: parameters may be lazy, or still move to a device
             self._modules.refresh(model)
-            self._parameters = ParameterProbe(dict(model.named_parameters()), places=self._places)
+            self._parameters = ParameterProbe(dict(parameters_of(model)), names_of(model), places=self._places)
             self._description.model(model)
+            self._modules.unsupported.described(model)
             self._ask_start_values(model)
         if self._parameters is None:
             raise RuntimeError("the watched model was deleted within a step")
@@ -58,6 +62,12 @@ class Holdings:
 
         if counts:
             self._mailbox.send(list(counts.values()), arrived)
+
+    @property
+    def cleared(self) -> bool:
+        """Whether no parameter holds a gradient, nor waits for one that is there; see ``ParameterProbe.cleared``."""
+        model = self._model()
+        return self.parameters().cleared and not (model is not None and holds_gathered_gradients(model))
 
     def have_changed(self, *, thorough: bool) -> bool:
         """Whether a parameter was resized or moved since it was looked at last, or, if thorough, added or replaced."""

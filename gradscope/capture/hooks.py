@@ -1,7 +1,7 @@
 """The forward passes of a model's modules, as those who listen in one watch hear of them.
 
 torch's global hooks fire for every module there is. One pair of them, there only while a step is sampled, asks who wants to
-hear of a module: a compiled model then knows two states, with hooks and without, and each module pays for one look-up.
+hear of a module: each module pays for one look-up. What is compiled never meets them, see ``compiled``.
 Nothing hangs on the model itself, so that copies, pickles and ``torch.save`` carry nothing.
 """
 
@@ -19,6 +19,9 @@ from torch.nn.modules.module import _global_forward_hooks_with_kwargs
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
+
+from gradscope.capture.cuda_graphs import CAPTURES
+from gradscope.capture.untraced import leave_out
 
 After = Callable[[torch.nn.Module, Any, Any, Any], None]  # module, args, kwargs, output
 Before = Callable[[torch.nn.Module, Any], Any]  # module, args; what it returns, if anything, takes the place of args
@@ -58,9 +61,7 @@ class ForwardHooks:
             self.switch_on(light=self._light)
 
     def switch_on(self, *, light: bool) -> None:
-        """Be called from now on. Each hook keeps its number, and stays whoever listens: for a new one torch's compiler would
-        compile again.
-        """
+        """Be called from now on. Each hook keeps its number, and stays whoever listens."""
         if self.on and not self._changed and light == self._light:
             return
         self._light = light
@@ -113,7 +114,7 @@ class ForwardHooks:
         if is_dynamo_compiling():  # first of all, lest the compiler trace further and give up on the model
             return
         calls = self._after.get(id(module))
-        if calls is None or _is_tracing():
+        if calls is None or _is_tracing() or (CAPTURES.possible and CAPTURES.running()):
             return
         started = perf_counter()
         try:
@@ -128,7 +129,7 @@ class ForwardHooks:
         if is_dynamo_compiling():
             return None
         calls = self._before.get(id(module))
-        if calls is None or _is_tracing():
+        if calls is None or _is_tracing() or (CAPTURES.possible and CAPTURES.running()):
             return None
         started = perf_counter()
         given = None
@@ -141,6 +142,9 @@ class ForwardHooks:
         self.calls += 1
         self.seconds += perf_counter() - started
         return given
+
+
+leave_out(ForwardHooks._after_forward, ForwardHooks._before_forward)
 
 
 def _put(handle: RemovableHandle, hook: Callable[..., Any]) -> None:

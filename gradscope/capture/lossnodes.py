@@ -364,7 +364,8 @@ def _times(path: _Path, factor: torch.Tensor | float | None, *, inverse: bool) -
     if value is None and isinstance(factor, torch.Tensor):
         return replace(path, scales=(*path.scales, (factor.detach().reshape(()), inverse)))
     value = math.nan if value is None else value
-    if isinstance(factor, torch.Tensor) and may_be_loss_scale(factor) and is_loss_scale(value, seen=path.scale_seen):
+    by = factor if isinstance(factor, torch.Tensor) and not inverse else None  # what divides is a number of tokens, say
+    if by is not None and may_be_loss_scale(by) and is_loss_scale(value, seen=path.scale_seen):
         return path
     if not inverse:
         return replace(path, factor=path.factor * value)

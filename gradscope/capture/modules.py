@@ -22,24 +22,28 @@ from torch import is_grad_enabled
 
 from gradscope.capture.arena import Arena
 from gradscope.capture.arena import Row
+from gradscope.capture.blocks import Blocks
+from gradscope.capture.entrance import Entrance
+from gradscope.capture.functions import bare
+from gradscope.capture.functions import is_within
+from gradscope.capture.functions import numbers_of
+from gradscope.capture.functions import outside
 from gradscope.capture.hooks import ForwardHooks
-from gradscope.capture.outputs import axes_of
+from gradscope.capture.naming import modules_of
 from gradscope.capture.outputs import can_be_sampled
 from gradscope.capture.outputs import largest
-from gradscope.capture.outputs import leaves
+from gradscope.capture.roles import batch_axis
 from gradscope.capture.roles import role_of
-from gradscope.capture.sampling import Axes
-from gradscope.capture.sampling import Block
-from gradscope.capture.sampling import block
 from gradscope.capture.sampling import samples_for
+from gradscope.capture.shards import part_here
 from gradscope.capture.slots import Slot
 from gradscope.capture.slots import Watched
 from gradscope.capture.turns import Turn
+from gradscope.capture.unsupported import Unsupported
 from gradscope.records import Site
 
 MOST_CALLS = 4  # calls of one module in one forward pass that get sites of their own; later ones are not sampled
 MOST_INPUTS = 4
-MOST_BLOCKS = 4096  # cached sets of offsets; sequence lengths that vary without end start it afresh
 
 # Bound once: between two operations of a training every name that is looked up costs a miss of the caches.
 _current_graph_task_id = torch._C._current_graph_task_id
@@ -48,7 +52,6 @@ _weak = weakref.ref
 # Of hooks that a slot keeps: most loops hold on to a step's loss, and so to its graph, until they have the next one.
 _TABLES = 2
 _OURS_ALONE = 2  # references to a table that no graph holds: ours, and that of the question
-_last_dimension = frozenset({"linear", "embedding", "recurrent", "attention"})
 
 
 @final
@@ -69,15 +72,15 @@ class ModuleProbe:
         self._exclude = re.compile(exclude) if exclude else None
         self.guard = guard  # called from an except clause: reports the failure and ends the watching
         self.hooks = hooks
+        self.unsupported = Unsupported(self._left_out)
         self._root = weakref.ref(model)
         self._watched: dict[int, Watched] = {}
-        self._blocks: dict[tuple[Any, ...], Block] = {}
-        self._unit_axes: dict[tuple[int, ...], int] = {}  # by shape, as modules that declare theirs have shown
         self._forward_arenas: dict[torch.device, Arena] = {}
         self._backward_arenas: dict[torch.device, Arena] = {}
         self._input_arenas: dict[torch.device, Arena] = {}
         self._turn = Turn(places)  # a place for each step that may be held back
         self._samples = samples_for(sum(1 for _ in model.modules()))  # of each unit
+        self._blocks = Blocks(self._samples)
         self._generation = 0
         self.gradient_seen = False  # since the last ``start_step``
         self._last: Callable[[], torch.Tensor | None] = lambda: None
@@ -87,10 +90,10 @@ class ModuleProbe:
         self.cuts: dict[str, str] = {}  # module that ran without gradients -> the one with gradients that took what came of it
         self.slots: list[Slot] = []  # in execution order
         self.inputs: list[Slot] = []
+        self._entrance = Entrance()
         self._given: list[weakref.ref[torch.Tensor]] = []  # what the model was given on the last sampled step
-        self.keep_last = (
-            False  # sample the last forward pass of a step, not the first: what came before may have been thrown away
-        )
+        # Whether to sample the last forward pass of a step, not the first: what came before may have been thrown away.
+        self.keep_last = False
         self.reading_graph = False  # whether to note which autograd node each output comes from
         self.refresh(model)
 
@@ -98,31 +101,36 @@ class ModuleProbe:
         """Look again which modules there are; sites keep their places."""
         known = {watched.path: watched for watched in self._watched.values()}
         self._watched = {}
-        for place, (path, module) in enumerate(model.named_modules()):
-            if path and self._left_out(path):
+        for place, (path, module) in enumerate(modules_of(model)):
+            if self._left_out(path):
                 continue
             slots = known[path].sites if path in known else []
-            watched = Watched(
-                weakref.ref(module), path, role_of(module), _batch_axis(module), place, slots, slots[0] if slots else None
-            )
+            axis, first = batch_axis(module), slots[0] if slots else None
+            watched = Watched(weakref.ref(module), path, role_of(module), axis, place, slots, first)
+            if path in known:
+                watched.generation, watched.calls = known[path].generation, known[path].calls
             self._watched[id(module)] = watched
         heard = {key: partial(self._after_forward, watched) for key, watched in self._watched.items()}
         self.hooks.listen(self, after=heard, before={}, light=True)
 
     def _left_out(self, path: str) -> bool:
+        """Whether the user wants nothing of this module; the model itself is never left out."""
+        if not path:
+            return False
         missing = self._include is not None and not self._include.search(path)
         return missing or (self._exclude is not None and self._exclude.search(path) is not None)
 
     def release(self) -> None:
         """Let go of the arenas and the slots: nothing is sampled any more."""
-        self._watched.clear()
-        self.slots, self.inputs = [], []
+        self._watched, self.slots, self.inputs = {}, [], []
         for arenas in (self._forward_arenas, self._backward_arenas, self._input_arenas):
             arenas.clear()
 
     def start_step(self, place: int) -> None:
         """Forget what the rows hold at this place: the next forward pass is a new step's."""
         self._generation += 1
+        if self._include is None and self._exclude is None:  # else another part may come before those that are watched
+            self._entrance.begin(self._generation, self._watched.values(), self.slots)
         self.gradient_seen = False
         self._ungraded = {}
         self._given = []
@@ -161,28 +169,32 @@ class ModuleProbe:
         if watched.module() is not module:
             return
         slot, generation = watched.first, self._generation
-        block = slot.block_of(output) if slot is not None and watched.generation != generation else None
+        tensor = watched.sampled_of(output) if type(output) is tuple else output
+        block = slot.block_of(tensor) if slot is not None and watched.generation != generation else None
         usual = is_grad_enabled() and _current_graph_task_id() == -1 and not (self._ungraded or self.gradient_seen)
-        if block is None or slot is None or slot.forward is None or not usual or self._last() is output:
-            self._hear(watched, args, kwargs, output)
+        if block is None or slot is None or slot.forward is None or not usual or self._last() is tensor:
+            (self._hear_within if is_within() else self._hear)(watched, args, kwargs, output)
             return
-        self._last, self._last_version = _weak(output), output._version
+        self._last, self._last_version = _weak(tensor), tensor._version
         watched.generation, watched.calls, slot.generation = generation, 1, generation
         _set_grad_enabled(False)  # cheaper than to detach every tensor
         try:
-            slot.forward.gather(output, block)
+            slot.forward.gather(tensor, block)
         finally:
             _set_grad_enabled(True)
-        node = output.grad_fn
+        node = tensor.grad_fn
         if node is not None:
             if self.reading_graph:
                 slot.node = node._sequence_nr()
-            self._hang(output, node, slot, generation)
+            self._hang(tensor, node, slot, generation)
         if watched.path == "":
             self._end_pass(args, kwargs)
+        elif watched.path == self._entrance.path:
+            self._enter(watched, args, kwargs)
 
     def _hear(self, watched: Watched, args: Any, kwargs: Any, output: Any) -> None:
         """The same, whatever the call is like."""
+        self.unsupported.hear(watched, output)
         if not is_grad_enabled():
             if self.reading_graph:
                 self._note_ungraded(watched, output)
@@ -199,14 +211,36 @@ class ModuleProbe:
         if watched.generation != self._generation:
             watched.generation, watched.calls = self._generation, 0
         tensor = output if type(output) is torch.Tensor else largest(output)
-        if tensor is not None and not (self._last() is tensor and self._last_version == tensor._version):
-            self._take(watched, tensor, recompute)  # else a container hands on its child's tensor
+        if tensor is not None:
+            watched.remember(output, tensor)
+            if not (self._last() is tensor and self._last_version == tensor._version):
+                self._take(watched, tensor, recompute)  # else a container hands on its child's tensor
         if watched.path == "" and not recompute:
             self._end_pass(args, kwargs)
+        elif watched.path == self._entrance.path and not recompute:
+            self._enter(watched, args, kwargs)
+
+    def _hear_within(self, watched: Watched, args: Any, kwargs: Any, output: Any) -> None:
+        """The same within a transform of torch.func: what wrappers hold is sampled where the transform does not reach."""
+        tensor = largest(output)
+        if tensor is None or (held := bare(tensor)) is None:  # of vmap, where many samples are one tensor
+            self._hear(watched, args, kwargs, output)
+            return
+        handed_on = self._last() is tensor and self._last_version == tensor._version
+        with outside():
+            self._hear(watched, args, kwargs, tensor if handed_on else held)
+        self._last, self._last_version = _weak(tensor), tensor._version
 
     def _end_pass(self, args: Any, kwargs: Any) -> None:
-        self._take_inputs(args, kwargs)
+        self._entrance.called_whole()
+        self._take_inputs(numbers_of(args, kwargs))
         self._generation += 1
+
+    def _enter(self, watched: Watched, args: Any, kwargs: Any) -> None:
+        """The part of the model was called that takes what goes into it; what has a gradient was made by another part."""
+        given = numbers_of(args, kwargs)
+        if watched.calls <= 1 and not any(tensor.requires_grad for tensor in given):
+            self._take_inputs(given)
 
     def _note_ungraded(self, watched: Watched, output: Any) -> None:
         if watched.path == "":
@@ -227,11 +261,14 @@ class ModuleProbe:
                 self.cuts.update(dict.fromkeys(ran, watched.path))
 
     def _take(self, watched: Watched, tensor: torch.Tensor, recompute: bool) -> None:
+        part = part_here(tensor)
+        if part is None:
+            return
         call = watched.calls
         slot = watched.sites[call] if call < len(watched.sites) else None
-        block = slot.block_of(tensor) if slot is not None else None
+        block = slot.block_of(part) if slot is not None else None
         if block is None:
-            if not can_be_sampled(tensor):
+            if not can_be_sampled(part):
                 return
             slot = self._slot(watched, call, recompute) if call < MOST_CALLS else None
         self._last, self._last_version = _weak(tensor), tensor._version
@@ -240,10 +277,10 @@ class ModuleProbe:
             return
         if recompute and slot.generation >= self._generation - 1 and slot.forward and slot.forward.is_filled:
             return
-        row = slot.forward or self._first_time(slot, tensor)
+        row = slot.forward or self._first_time(slot, part)
         _set_grad_enabled(False)  # as gradients are on: cheaper than to detach every tensor
         try:
-            row.gather(tensor, block or self._learn(slot, watched, tensor))
+            row.gather(part, block or self._blocks.of_output(slot, watched, part))
         finally:
             _set_grad_enabled(True)
         slot.generation = self._generation
@@ -252,11 +289,15 @@ class ModuleProbe:
             return
         if self.reading_graph:
             slot.node = node._sequence_nr()
-        self._hang(tensor, node, slot, self._generation)
+        if part is tensor:
+            self._hang(tensor, node, slot, self._generation)
+        else:
+            tensor.register_hook(_GradientHook(self, slot, self._generation))  # type: ignore[no-untyped-call]
 
     def _slot(self, watched: Watched, call: int, recompute: bool) -> Slot:
         if call < len(watched.sites):
             return watched.sites[call]
+        self.unsupported.look_up(self._watched)
         slot = Slot(Site(watched.path, call), watched.role, watched.place)
         watched.sites.append(slot)
         watched.first = watched.sites[0]
@@ -277,14 +318,12 @@ class ModuleProbe:
 
     def take_gradient(self, slot: Slot, row: Row, gradient: torch.Tensor) -> None:
         """Inside the backward pass: sample a gradient that is not like its output, or has a graph of its own."""
-        if can_be_sampled(gradient) and gradient.device == row.arena.device:
-            detached = gradient.detach()
-            row.gather(detached, slot.block_of(detached) or self._cached(detached, slot.axes))
+        part = part_here(gradient)
+        if part is not None and can_be_sampled(part) and part.device == row.arena.device:
+            detached = part.detach()
+            row.gather(detached, slot.block_of(detached) or self._blocks.of(detached, slot.axes))
 
-    def _take_inputs(self, args: Any, kwargs: Any) -> None:
-        plain = len(args) == 1 and not kwargs and type(args[0]) is torch.Tensor  # the rule
-        given = args if plain else leaves((args, kwargs))
-        tensors = [leaf for leaf in given if isinstance(leaf, torch.Tensor) and can_be_sampled(leaf)]
+    def _take_inputs(self, tensors: list[torch.Tensor]) -> None:
         self._given = [_weak(tensor) for tensor in tensors]
         for place, tensor in enumerate(tensors[:MOST_INPUTS]):
             if place == len(self.inputs):
@@ -293,12 +332,7 @@ class ModuleProbe:
             slot = self.inputs[place]
             row = slot.forward
             if row is not None and row.arena.device == tensor.device:
-                row.gather(tensor.detach(), slot.block_of(tensor) or self._input_block(slot, tensor))
-
-    def _input_block(self, slot: Slot, tensor: torch.Tensor) -> Block:
-        slot.axes = axes_of(tensor.shape, 1 if tensor.dim() > 3 else tensor.dim() - 1, 0)
-        slot.remember(tensor, self._cached(tensor, slot.axes))
-        return self._cached(tensor, slot.axes)
+                row.gather(tensor.detach(), slot.block_of(tensor) or self._blocks.of_input(slot, tensor))
 
     def given(self) -> list[torch.Tensor]:
         """What the model was given in the forward pass of this step; empty where that was not seen or is gone."""
@@ -325,32 +359,6 @@ class ModuleProbe:
         slot.hung.append(hung)
         tensor._backward_hooks = hung[1]
         node._register_hook_dict(tensor)
-
-    # -- which elements
-
-    def _learn(self, slot: Slot, watched: Watched, tensor: torch.Tensor) -> Block:
-        """The block of an output whose layout is not that of the slot's last one; the slot remembers it."""
-        shape = tuple(tensor.shape)
-        if watched.role in _last_dimension:
-            unit = len(shape) - 1
-            self._unit_axes[shape] = unit
-        elif watched.role == "conv":
-            unit = 1
-            self._unit_axes[shape] = unit
-        else:
-            unit = self._unit_axes.get(shape, 1 if len(shape) > 3 else len(shape) - 1)
-        slot.axes = axes_of(shape, unit, watched.batch_axis)
-        slot.remember(tensor, self._cached(tensor, slot.axes))
-        return self._cached(tensor, slot.axes)
-
-    def _cached(self, tensor: torch.Tensor, axes: Axes) -> Block:
-        key = (tensor.shape, tensor.stride(), axes.unit, axes.batch, tensor.device)
-        found = self._blocks.get(key)
-        if found is None:
-            if len(self._blocks) >= MOST_BLOCKS:
-                self._blocks.clear()
-            found = self._blocks[key] = block(tuple(tensor.shape), tensor.stride(), axes, self._samples, tensor.device)
-        return found
 
 
 @final
@@ -385,8 +393,3 @@ class _GradientHook:
             probe.guard()
         hooks.calls += 1
         hooks.seconds += perf_counter() - started
-
-
-def _batch_axis(module: torch.nn.Module) -> int:
-    sequence_first = isinstance(module, torch.nn.RNNBase | torch.nn.MultiheadAttention) and not module.batch_first
-    return 1 if sequence_first else 0

@@ -17,6 +17,7 @@ from gradscope.capture.graph import TRANSPARENT
 from gradscope.capture.graph import Graph
 from gradscope.capture.graph import Node
 from gradscope.capture.graph import saved_tensor
+from gradscope.capture.shards import local_of
 from gradscope.records import Origin
 
 _OPERANDS = {
@@ -40,8 +41,8 @@ _TO_WEIGHT = 4  # nodes between a layer and its parameter at most: a transpositi
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether every element is. Waits for the device."""
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.detach()).all())
+    """Whether every element is that lies on this rank. Waits for the device."""
+    return not tensor.is_floating_point() or bool(torch.isfinite(local_of(tensor).detach()).all())
 
 
 def is_wrong(value: torch.Tensor | None) -> bool:

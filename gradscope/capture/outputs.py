@@ -28,8 +28,27 @@ def can_be_sampled(tensor: torch.Tensor) -> bool:
 
 def largest(output: Any) -> torch.Tensor | None:
     """The floating-point tensor of an output of any make-up (tuple, dict, dataclass) that holds the most elements."""
-    found = [leaf for leaf in leaves(output) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+    found = [leaf for leaf in _tensors(output) if leaf.is_floating_point()]
     return max(found, key=torch.Tensor.numel, default=None)
+
+
+def has_tensor(output: Any) -> bool:
+    """Whether there is a tensor in an output of any make-up."""
+    return bool(_tensors(output))
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    """Those that its structure holds; where it holds none, those that stand in objects as attributes: a distribution's, say."""
+    held = list(leaves(output))
+    found = [leaf for leaf in held if isinstance(leaf, torch.Tensor)]
+    return found or [value for leaf in held for value in _attributes(leaf) if isinstance(value, torch.Tensor)]
+
+
+def _attributes(thing: Any) -> list[Any]:
+    try:
+        return list(vars(thing).values())
+    except TypeError:  # it has none
+        return []
 
 
 def leaves(tree: Any, *, depth: int = 4) -> Iterator[Any]:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
+from gradscope.capture.shards import gradient_here
+from gradscope.capture.shards import is_spread
+from gradscope.capture.shards import local_of
+from gradscope.capture.shards import scale_of
+from gradscope.capture.transfer import to_device
 from gradscope.capture.transfer import together
+from gradscope.trends import Mask
 
+_ORDINARY = {torch.Tensor}  # types of gradients that lie on this rank alone
 _STRIDED = {torch.strided}  # layouts of gradients whose norm is taken as they are
 
 
@@ -20,12 +29,27 @@ class Norms(NamedTuple):
     together: torch.Tensor  # float32 [parameters], see ``transfer.together``
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What lies on this rank of parameters that several ranks hold together."""
+
+    scales: torch.Tensor  # float32 [parameters], what their norms are multiplied with to estimate those of the whole
+    here: Mask  # [parameters]; those of which anything lies here
+
+    @staticmethod
+    def of(parameters: Sequence[torch.Tensor], device: torch.device) -> Parts:
+        scales = torch.tensor([scale_of(p) for p in parameters], dtype=torch.float32, device="cpu")
+        return Parts(to_device(scales, device), np.array([local_of(p).numel() > 0 for p in parameters], dtype=bool))
+
+
 def norms_of_gradients(parameters: Sequence[torch.Tensor]) -> Norms:
     """The norms of the gradients that these parameters have."""
     gradients = [p.grad for p in parameters]
     there = [g for g in gradients if g is not None]
     if not there:
         return NONE
+    if set(map(type, there)) != _ORDINARY and any(map(is_spread, there)):
+        return _norms_of_parts(parameters)
     plain = {g.layout for g in there} == _STRIDED and all(dtype.is_floating_point for dtype in {g.dtype for g in there})
     if len(there) == len(gradients) and plain:  # the rule; without a pair for each of thousands of parameters
         ids = tuple(map(id, parameters))
@@ -34,6 +58,16 @@ def norms_of_gradients(parameters: Sequence[torch.Tensor]) -> Norms:
         ids, there = tuple(dense), list(dense.values())
     norms = norms_of(there)
     return Norms(ids, norms, together(norms))
+
+
+def _norms_of_parts(parameters: Sequence[torch.Tensor]) -> Norms:
+    """The same where several ranks hold some of these together: estimates from what lies here, see ``shards``."""
+    found = [(p, d) for p in parameters if (g := gradient_here(p)) is not None and (d := _dense(g)) is not None]
+    if not found:
+        return NONE
+    norms = norms_of([gradient for _, gradient in found])
+    scaled = tuple(torch._foreach_mul(norms, [scale_of(p) for p, _ in found]))
+    return Norms(tuple([id(p) for p, _ in found]), scaled, together(scaled))
 
 
 def norms_of(tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -47,7 +81,9 @@ def norms_of(tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
 
 
 def _dense(gradient: torch.Tensor) -> torch.Tensor | None:
-    """The numbers of a gradient; None where these are no floating-point ones."""
+    """The numbers of a gradient, real and imaginary parts of complex ones; None where there are no such numbers."""
+    if gradient.is_complex() and not gradient.is_sparse:
+        return torch.view_as_real(gradient.detach().resolve_conj())
     if not gradient.is_floating_point():
         return None
     return _summed(gradient.detach()) if gradient.is_sparse else gradient.detach()

@@ -41,6 +41,7 @@ class Masks:
     with_gradient: Mask  # [steps, parameters]
     stepped: Mask  # [steps, parameters]; those whose optimizers made the step
     groups: tuple[GroupMasks, ...]
+    here: Mask  # [parameters]; those of which anything lies on this rank
     order: npt.NDArray[np.int64]  # from place among the groups' rows to site
 
 
@@ -108,7 +109,7 @@ def columns(found: Sequence[Array], masks: Masks) -> dict[str, Array]:
     gradients = np.full((steps, count), np.nan, dtype=np.float32)
     for row, there, values in zip(gradients, masks.with_gradient, gradient_norms, strict=True):
         row[there] = values
-    weighed = np.arange(steps)[:, None] >= steps - bool(len(weight_norms))
+    weighed = (np.arange(steps)[:, None] >= steps - bool(len(weight_norms))) & masks.here
     columns = {**_norm_columns("weight", norms, weighed), **_norm_columns("weight_gradient", gradients, masks.with_gradient)}
     columns["weight_gradient.carried"] = _of_last(carried, steps, count)
     weights = [_weights_of_group(table, group, steps) for table, group in zip(tables[::2], masks.groups, strict=True)]

@@ -12,6 +12,7 @@ from gradscope.capture.arena import Arena
 from gradscope.capture.arena import flat_view
 from gradscope.capture.sampling import Block
 from gradscope.capture.sampling import Grid
+from gradscope.capture.shards import local_of
 
 
 @final
@@ -23,18 +24,18 @@ class Sampled:
     parameter: torch.nn.Parameter
     row: int
     pattern: Grid | Block
-    shape: torch.Size
+    shape: torch.Size  # of what lies on this rank
     device: torch.device
 
     def describes(self, parameter: torch.nn.Parameter) -> bool:
         """Whether the parameter is still the one that the offsets were worked out for."""
-        same = parameter is self.parameter and parameter.shape == self.shape
-        return same and parameter.device == self.device
+        local = local_of(parameter)
+        return parameter is self.parameter and local.shape == self.shape and local.device == self.device
 
     def fits(self, gradient: torch.Tensor) -> bool:
-        """Whether the parameter's offsets pick the same elements of its gradient."""
-        same_layout = gradient.layout is torch.strided and gradient.stride() == self.parameter.stride()
-        return same_layout and gradient.device == self.device
+        """Whether the parameter's offsets pick the same elements of its gradient, of what lies here of both."""
+        like = gradient.layout is torch.strided and gradient.shape == self.shape
+        return like and gradient.stride() == local_of(self.parameter).stride() and gradient.device == self.device
 
 
 @final
@@ -63,6 +64,8 @@ def views_of(found: Sequence[tuple[Sampled, torch.Tensor]]) -> Views:
     grids: list[tuple[int, torch.Tensor]] = []
     flats: list[tuple[int, torch.Tensor, Block]] = []
     for t, tensor in found:
+        if not tensor.numel():  # another rank holds all of it
+            continue
         if isinstance(t.pattern, Grid):
             grids.append((t.row, tensor.detach().as_strided(t.pattern.shape, t.pattern.strides)))
         else:

@@ -6,109 +6,31 @@ from collections.abc import Collection
 from collections.abc import Container
 from collections.abc import Mapping
 from collections.abc import Sequence
-from typing import Any
 from typing import NamedTuple
 from typing import final
 
 import numpy as np
 import torch
 
-from gradscope.capture.arena import Arena
+from gradscope.capture.gathered import stand_ins
 from gradscope.capture.parameter_norms import NONE
 from gradscope.capture.parameter_norms import Norms
+from gradscope.capture.parameter_norms import Parts
 from gradscope.capture.parameter_norms import norms_of
 from gradscope.capture.parameter_norms import norms_of_gradients
-from gradscope.capture.parameter_tables import GRADIENT_ROWS
-from gradscope.capture.parameter_tables import WEIGHT_ROWS
-from gradscope.capture.parameter_tables import GroupMasks
+from gradscope.capture.parameter_samples import Samples
 from gradscope.capture.parameter_tables import Masks
-from gradscope.capture.parameter_tables import gradient_table
-from gradscope.capture.parameter_tables import weight_table
-from gradscope.capture.parameter_views import Sampled
-from gradscope.capture.parameter_views import Views
-from gradscope.capture.parameter_views import views_of
 from gradscope.capture.sampling import SAMPLES
 from gradscope.capture.sampling import VECTOR_SAMPLES
-from gradscope.capture.sampling import Block
-from gradscope.capture.sampling import Grid
-from gradscope.capture.sampling import parameter_block
-from gradscope.capture.sampling import parameter_grid
+from gradscope.capture.shards import is_spread
+from gradscope.capture.shards import local_of
 from gradscope.capture.transfer import to_device
 from gradscope.capture.transfer import together
 from gradscope.capture.turns import Turns
 from gradscope.records import Site
 from gradscope.trends import Mask
 
-
-@final
-class _Samples:
-    """What is sampled of the matrices, or of the vectors, on one device, of as many steps as are held back.
-
-    Rows are the same in every arena.
-    """
-
-    def __init__(self, device: torch.device, turns: Turns, parameters: Mapping[str, torch.nn.Parameter], samples: int) -> None:
-        self.device = device
-        self.taking = True  # in this step
-        room = len(parameters)
-        self.before = Arena(device, turns.before, samples=samples, room=room)  # weights at the start of the optimizer's step
-        self.after = Arena(device, turns.after, samples=samples, room=room)  # weights at the end of the optimizer's step
-        self.gradient = Arena(device, turns.gradient, samples=samples, room=room)
-        patterns: dict[tuple[Any, ...], Grid | Block] = {}
-        self.tracked = [self._add(name, parameter, patterns) for name, parameter in parameters.items()]
-        self._weights = Views((), (), (), ())
-        self._of: range | None = None  # the held steps from the first to the last in which anything was taken
-
-    def _add(self, name: str, parameter: torch.nn.Parameter, patterns: dict[tuple[Any, ...], Grid | Block]) -> Sampled:
-        row = min(arena.add_row().index for arena in (self.before, self.after, self.gradient))  # the same in all
-        layout = (tuple(parameter.shape), parameter.stride())
-        if layout not in patterns:
-            patterns[layout] = parameter_grid(*layout) or parameter_block(*layout, self.device)
-        return Sampled(name, parameter, row, patterns[layout], parameter.shape, parameter.device)
-
-    def take_weights(self, arena: Arena) -> None:
-        """Sample the weights, which stay where they are from step to step, as a rule."""
-        addresses = tuple([t.parameter.data_ptr() for t in self.tracked])
-        if self._weights.addresses != addresses:
-            self._weights = views_of([(t, t.parameter) for t in self.tracked])
-        self._weights.copy_into(arena)
-
-    def take_gradients(self) -> None:
-        """Sample the gradients that are there, and laid out as their parameters are."""
-        there = ((t, t.parameter.grad) for t in self.tracked)
-        views_of([(t, gradient) for t, gradient in there if gradient is not None and t.fits(gradient)]).copy_into(self.gradient)
-
-    def end_step(self, place: int) -> None:
-        if self.taking:
-            self._of = range(place if self._of is None else self._of.start, place + 1)
-
-    def tables(self, *, weighed: bool, gradients: bool) -> list[torch.Tensor]:
-        """Of the weights in the held steps in which anything was taken; where wanted, of the last step's gradients."""
-        if self._of is None:
-            return [torch.zeros(rows, 0, dtype=torch.float32, device="cpu") for rows in (WEIGHT_ROWS, GRADIENT_ROWS)]
-        now, later = self._of, range(self._of.start + 1, self._of.stop + 1)
-        spread_from = (len(now) - weighed) * len(self.tracked)
-        weights = weight_table(self.before.held(now), self.after.held(later), self.after.held(now), spread_from=spread_from)
-        return [weights, gradient_table(self.gradient.held(range(gradients)))]
-
-    def masks(self, follows: Mask, *, gradients: bool) -> GroupMasks:
-        """``follows`` says of each held step whether the step before it was sampled too."""
-        now = self._of if self._of is not None else range(0)
-        later = range(now.start + 1, now.stop + 1)
-        arenas = ((self.before, now), (self.after, later), (self.after, now))
-        filled = np.array([arena.filled_at(places) for arena, places in arenas], dtype=bool)
-        before, after, after_last = filled.reshape(3, len(now), len(self.tracked))
-        after_last &= follows[now.start : now.stop, None]
-        there = self.gradient.filled_at(_FIRST)[0] if gradients and self._of is not None else []
-        return GroupMasks(now.start, before, after, after_last, np.array(there, dtype=bool))
-
-    def let_go(self, held: int, *, amid: bool) -> None:
-        """The first ``held`` steps were handed on: what the last of them left moves up, and so does the step that is made."""
-        self.after.move(held, 0)
-        if amid:
-            self.after.move(held + 1, 1)
-            self.before.move(held, 0)
-        self._of = None
+MARKS = 16  # parameters whose versions are followed
 
 
 class _HeldStep(NamedTuple):
@@ -127,14 +49,17 @@ class _HeldStep(NamedTuple):
 class ParameterProbe:
     """Watches the parameters of a model through the optimizer's steps."""
 
-    def __init__(self, parameters: dict[str, torch.nn.Parameter], *, places: int = 1) -> None:
+    def __init__(
+        self, parameters: Mapping[str, torch.nn.Parameter], names: Mapping[int, str] | None = None, *, places: int = 1
+    ) -> None:
+        """``names`` are the parameters' by ``id``, with those of the leaves that stand for them in graphs."""
         self._turns = Turns(places)
         alike: dict[tuple[torch.device, bool], dict[str, torch.nn.Parameter]] = {}
         for name, parameter in parameters.items():
             if _can_be_tracked(parameter):
-                alike.setdefault((parameter.device, parameter.dim() > 1), {})[name] = parameter
+                alike.setdefault((local_of(parameter).device, parameter.dim() > 1), {})[name] = parameter
         groups = {
-            (device, matrices): _Samples(device, self._turns, members, SAMPLES if matrices else VECTOR_SAMPLES)
+            (device, matrices): Samples(device, self._turns, members, SAMPLES if matrices else VECTOR_SAMPLES)
             for (device, matrices), members in alike.items()
         }
         self._groups = tuple(groups.values())
@@ -148,10 +73,17 @@ class ParameterProbe:
         self._tracked = [by_name[name] for name in order]
         self._parameters = [t.parameter for t in self._tracked]
         self._ids = tuple(id(p) for p in self._parameters)
-        self._home = next((p.device for p in self._parameters if not p.is_cpu), torch.device("cpu"))  # of all norms together
+        self._smallest_first = sorted(self._parameters, key=torch.Tensor.numel)  # of most the first has a gradient that tells
+        learning = [p for p in self._parameters if p.requires_grad and not p.is_inference()]
+        self._marks = learning[:: max(1, len(learning) // MARKS)]  # a few stand for all
+        self._home = next(
+            (t.device for t in self._tracked if t.device.type != "cpu"), torch.device("cpu")
+        )  # of all norms together
         self._by_id = dict(zip(self._ids, self._tracked, strict=True))
         self._every_name, self._all = frozenset(order), np.ones(len(order), dtype=bool)
-        self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._names = names if names is not None else {id(parameter): name for name, parameter in parameters.items()}
+        self._is_spread = any(map(is_spread, self._parameters))
+        self._parts = Parts.of(self._parameters, self._home) if self._is_spread else None
         self.sites = tuple(Site(t.name) for t in self._tracked)
         self._addresses: list[int] = []  # of the parameters, as they were described last
         self._weight_norms: torch.Tensor | None = None
@@ -166,6 +98,8 @@ class ParameterProbe:
     def describes(self, model: torch.nn.Module) -> bool:
         """Whether these are the model's parameters as they are now: none added, replaced, resized or on another device."""
         held = [p for module in model.modules() for p in module._parameters.values() if p is not None]
+        if whole := stand_ins(model):
+            held = [whole.get(id(p), p) for p in held]
         now = {id(p): p for p in held if _can_be_tracked(p)}
         known = self._by_id
         return now.keys() == known.keys() and all(t.describes(now[key]) for key, t in known.items())
@@ -203,7 +137,7 @@ class ParameterProbe:
     @property
     def fits(self) -> bool:
         """Whether the offsets of every watched parameter still hold: none resized or on another device."""
-        addresses = [p.data_ptr() for p in self._parameters]
+        addresses = [p.data_ptr() for p in self._here()]
         if addresses == self._addresses:  # the rule, and asked at every sampled step
             return True
         self._addresses = addresses
@@ -216,7 +150,12 @@ class ParameterProbe:
 
     def weigh(self) -> None:
         """Before the optimizer's step, now and then: the exact norms of the weights. Reads all of the model's memory."""
-        self._weight_norms = together(norms_of([p.detach() for p in self._parameters]))
+        norms = together(norms_of([p.detach() for p in self._here()]))
+        self._weight_norms = norms if self._parts is None else norms * self._parts.scales
+
+    def _here(self) -> Sequence[torch.Tensor]:
+        """What lies on this rank of the watched parameters."""
+        return [local_of(p) for p in self._parameters] if self._is_spread else self._parameters
 
     def take_before(self) -> None:
         """Before the optimizer's step: sample the weights."""
@@ -232,9 +171,20 @@ class ParameterProbe:
         by_id = dict(zip(known.ids, known.norms, strict=True))
         rest = norms_of_gradients([p for p in self._parameters if id(p) not in by_id])
         by_id.update(zip(rest.ids, rest.norms, strict=True))
+        self._norms = self._in_order(by_id)
+
+    def take_more_norms(self) -> None:
+        """Take the norms of the gradients that the last global norm was of; the others stay as they were taken."""
+        known, self._at_hand = self._at_hand, NONE
+        by_id = dict(zip(self._norms.ids, self._norms.norms, strict=True))
+        by_id.update((key, norm) for key, norm in zip(known.ids, known.norms, strict=True) if key in self._by_id)
+        self._norms = self._in_order(by_id)
+
+    def _in_order(self, by_id: Mapping[int, torch.Tensor]) -> Norms:
+        """Norms of the watched parameters that have one, in the order of these."""
         ids = tuple(key for key in self._ids if key in by_id)
         norms = tuple(by_id[key] for key in ids)
-        self._norms = Norms(ids, norms, together(norms))
+        return Norms(ids, norms, together(norms))
 
     def take_gradients(self) -> None:
         """Sample the gradients as they are now."""
@@ -254,8 +204,23 @@ class ParameterProbe:
 
     @property
     def cleared(self) -> bool:
-        """Whether no parameter holds a gradient."""
-        return all(p.grad is None for p in self._parameters)
+        """Whether no parameter holds a gradient, but zeros at most; what lies on an accelerator is not looked at."""
+        return all(p.grad is None or _is_known_zero(p.grad) for p in self._smallest_first)
+
+    @property
+    def some_cleared(self) -> bool:
+        """The same of any of the smallest parameters: a loop may clear the gradients of those alone that it moves."""
+        return any(p.grad is None or _is_known_zero(p.grad) for p in self._smallest_first[:MARKS] if p.requires_grad)
+
+    @property
+    def on_host(self) -> bool:
+        """Whether gradients can be looked at without waiting."""
+        return self._home.type == "cpu"
+
+    @property
+    def version(self) -> int:
+        """Another number once weights were written to."""
+        return sum(p._version for p in self._marks)
 
     @property
     def has_gradients(self) -> bool:
@@ -334,6 +299,7 @@ class ParameterProbe:
             stepped=np.stack([step.stepped for step in self._held]),
             groups=tuple(samples.masks(follows, gradients=last.gradients) for samples in self._groups),
             order=self._order,
+            here=self._all if self._parts is None else self._parts.here,
         )
 
     def let_go(self, *, amid: bool) -> None:
@@ -348,4 +314,6 @@ def _can_be_tracked(parameter: torch.nn.Parameter) -> bool:
     return parameter.is_floating_point() and parameter.layout is torch.strided and parameter.numel() > 0
 
 
-_FIRST = range(1)
+def _is_known_zero(gradient: torch.Tensor) -> bool:
+    plain = type(gradient) is torch.Tensor and gradient.is_cpu and gradient.layout is torch.strided
+    return plain and not gradient.any()

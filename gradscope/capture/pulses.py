@@ -15,6 +15,7 @@ from typing import final
 import torch
 
 from gradscope.capture.graph import saved_tensor
+from gradscope.capture.shards import estimate_of
 from gradscope.capture.transfer import Arrays
 from gradscope.capture.transfer import Mailbox
 from gradscope.capture.transfer import number_at_hand
@@ -78,27 +79,36 @@ class PulseMaker:
         self._recent_losses: deque[float] = deque(maxlen=_REMEMBERED)
         self._recent_norms: deque[float] = deque(maxlen=_REMEMBERED)
         self._scale_seen = False
+        self.losses_add_up = False  # whether a step's loss is the sum of those of its backward calls, and not their mean
+        self._scaled_at = -1  # where the scalar lies that the step's last loss was multiplied with
+        self._repeats = False  # whether the step's loss is known, and the model is asked again at other weights
         self.backwards = 0
 
-    def backward(self, loss: torch.Tensor, *, ours: bool) -> None:
-        """A backward call on ``loss``; it counts only where it reaches the model."""
-        if not ours:
+    def backward(self, loss: torch.Tensor) -> None:
+        """A backward call on ``loss``, which reaches the model."""
+        if self._repeats:
             return
         self.backwards += 1
         if loss.numel() == 1:
             self._losses.append(kept_loss(loss))
-            self._factors.append(loss_scale_of(loss))
+            factor = _factor_of(loss)
+            self._factors.append(None if factor is None else factor.clone())
+            self._scaled_at = -1 if factor is None else factor.data_ptr()
 
     def resume(self, loss: torch.Tensor | float) -> None:
         """A backward call that someone else has heard, whose loss no GradScaler has multiplied."""
-        self.backwards = 1
+        self.backwards, self._repeats = 1, False
         self._losses, self._factors = [loss], [None]
+
+    def repeat(self) -> None:
+        """From here to the step's end backward is called at weights other than those that the step began with."""
+        self._repeats = True
 
     def restart(self) -> None:
         """Forget the losses seen since the last step."""
         if self._factors and self._skipped is None and not self._scale_seen:
             self._skipped = self._factors[0]  # of steps in a row that a GradScaler skips, the first has the largest scale
-        self._losses, self._factors, self.backwards = [], [], 0
+        self._losses, self._factors, self.backwards, self._repeats = [], [], 0, False
 
     def observe(self, loss: float | torch.Tensor) -> None:
         self.backwards += 1
@@ -124,7 +134,11 @@ class PulseMaker:
     @property
     def is_plain(self) -> bool:
         """Whether the step has had one backward call, on a loss that no GradScaler has multiplied."""
-        return self.backwards == 1 and len(self._losses) == 1 and self._factors[0] is None
+        return self.backwards == 1 and len(self._losses) == 1 and self._factors[0] is None and not self._repeats
+
+    def is_scaled_by(self, scale: torch.Tensor) -> bool:
+        """Whether the step's last loss was multiplied with this very scalar."""
+        return bool(self._losses) and self._scaled_at == scale.data_ptr()
 
     @property
     def scale_seen(self) -> bool:
@@ -145,6 +159,7 @@ class PulseMaker:
         scalars = (step, learning_rate, seconds, own, self.backwards if self._losses else 0, float(sampled), float(foreign))
         ended = _Step(scalars, tuple(self._losses), tuple(self._factors), self._skipped, self._norm)
         self._losses, self._factors, self._skipped, self._norm, self.backwards = [], [], None, None, 0
+        self._repeats = False
         self._finished.append(ended)
         # Not one by one: between two steps of a training, code that ran long ago is slow to come back to the caches.
         if len(self._finished) >= BATCH or monotonic() - self._flushed > MOST_SECONDS:
@@ -189,6 +204,7 @@ class PulseMaker:
             for factor, value in zip(step.factors, factors, strict=True)
         ]
         loss, scale = _unscaled(losses, factors, scaled)
+        loss *= len(losses) if self.losses_add_up else 1
         row = (index, loss, norm, learning_rate, seconds, own, backwards, sampled, foreign, scale)
         self._receiver(row, alarming=bool(losses) and self._looks_wrong(loss, norm, captured=step.norm is not None))
 
@@ -215,15 +231,14 @@ def _both(norm: torch.Tensor | float | None, other: torch.Tensor | float | None)
         return other
     if isinstance(norm, float) and isinstance(other, float):
         return math.hypot(norm, other)
-    home = norm.device if isinstance(norm, torch.Tensor) else other.device if isinstance(other, torch.Tensor) else None
-    parts = [torch.as_tensor(part, dtype=torch.float32).to(home, non_blocking=True) for part in (norm, other)]
-    return torch.linalg.vector_norm(torch.stack(parts))  # type: ignore[no-any-return]
+    parts = [p if isinstance(p, torch.Tensor) else torch.tensor(p, dtype=torch.float32, device="cpu") for p in (norm, other)]
+    return torch.linalg.vector_norm(together(parts))  # type: ignore[no-any-return]
 
 
 def kept_loss(loss: torch.Tensor) -> torch.Tensor | float:
     """A copy, as the user may go on to change the loss in place; its value where that is at hand without waiting."""
     number = number_at_hand(loss)
-    return loss.detach().clone() if number is None else number
+    return estimate_of(loss).detach().clone() if number is None else number
 
 
 def host_value(scalar: torch.Tensor) -> torch.Tensor | float:
@@ -244,13 +259,19 @@ def _limit(recent: deque[float]) -> float:
 
 
 def loss_scale_of(loss: torch.Tensor) -> torch.Tensor | None:
-    """The scalar tensor that the loss was multiplied with last, if any: a GradScaler's loss scale looks so."""
+    """What the loss was multiplied with last, a copy, if that was a scalar tensor: a GradScaler's loss scale looks so."""
+    factor = _factor_of(loss)
+    return None if factor is None else factor.clone()
+
+
+def _factor_of(loss: torch.Tensor) -> torch.Tensor | None:
+    """The same, where it lies."""
     node = loss.grad_fn
     if node is None or node.name() != "MulBackward0" or node.next_functions[1][0] is not None:
         return None
     factor = saved_tensor(node, "other")
     scalar = factor is not None and factor.dim() == 0 and factor.dtype is torch.float32
-    return factor.detach().clone() if factor is not None and scalar else None
+    return factor.detach() if factor is not None and scalar else None
 
 
 def is_loss_scale(factor: float, *, seen: bool = False) -> bool:

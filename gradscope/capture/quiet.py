@@ -90,7 +90,7 @@ class QuietSteps:
         value = kept_loss(loss) if first and loss.numel() == 1 else math.nan
         if type(value) is float and not abs(value) <= self._stretch.highest_loss:
             self.end()
-            self._watch.before_backward(loss, first=first)
+            self._watch.before_backward(loss)
             return
         self._pending = value
         self._own += perf_counter() - started

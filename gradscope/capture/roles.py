@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from gradscope.capture.naming import class_of
+from gradscope.capture.naming import modules_of
+from gradscope.capture.naming import parameters_of
+from gradscope.capture.shards import local_of
 from gradscope.records import ModuleInfo
 from gradscope.records import ParameterInfo
 
@@ -30,12 +34,18 @@ def role_of(module: nn.Module) -> str:
     for classes, role in _ROLES:
         if isinstance(module, classes):
             return role
-    name = type(module).__name__
+    name = class_of(module).__name__
     if name.lower().endswith("norm"):
         return "norm"
-    if type(module).__module__ == nn.modules.activation.__name__ or name in ACTIVATIONS:
+    if class_of(module).__module__ == nn.modules.activation.__name__ or name in ACTIVATIONS:
         return "activation"
     return "container" if next(module.children(), None) is not None else "other"
+
+
+def batch_axis(module: nn.Module) -> int:
+    """The dimension of its output along which the samples of a batch lie."""
+    sequence_first = isinstance(module, nn.RNNBase | nn.MultiheadAttention) and not module.batch_first
+    return 1 if sequence_first else 0
 
 
 def describe_modules(model: nn.Module) -> tuple[ModuleInfo, ...]:
@@ -43,11 +53,11 @@ def describe_modules(model: nn.Module) -> tuple[ModuleInfo, ...]:
     return tuple(
         ModuleInfo(
             path=path,
-            type=type(module).__name__,
+            type=class_of(module).__name__,
             role=role_of(module),
-            parameters=tuple(_join(path, name) for name, _ in module.named_parameters(recurse=False)),
+            parameters=tuple(_join(path, name) for name, _ in parameters_of(module, recurse=False)),
         )
-        for path, module in model.named_modules()
+        for path, module in modules_of(model)
     )
 
 
@@ -58,7 +68,7 @@ def describe_parameters(model: nn.Module) -> tuple[ParameterInfo, ...]:
     """
     names: dict[int, list[str]] = {}
     tensors: dict[int, nn.Parameter] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in parameters_of(model, remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
         tensors[id(parameter)] = parameter
     zero = _all_zero(list(tensors.values()))
@@ -78,15 +88,21 @@ def describe_parameters(model: nn.Module) -> tuple[ParameterInfo, ...]:
 
 def nonzero_counts(model: nn.Module) -> dict[str, torch.Tensor]:
     """How many elements of each parameter are not zero, a scalar where the parameter is; of none that lies on the host."""
-    return {name: torch.count_nonzero(p.detach()) for name, p in model.named_parameters() if _has_values(p) and not p.is_cpu}
+    return {
+        name: torch.count_nonzero(local_of(p).detach())
+        for name, p in parameters_of(model)
+        if _has_values(p) and not local_of(p).is_cpu
+    }
 
 
 def _all_zero(parameters: list[nn.Parameter]) -> list[bool]:
-    return [_has_values(p) and p.is_cpu and not bool(torch.count_nonzero(p.detach())) for p in parameters]
+    here = [local_of(p).detach() for p in parameters]
+    return [_has_values(p) and t.is_cpu and not bool(torch.count_nonzero(t)) for p, t in zip(parameters, here, strict=True)]
 
 
 def _has_values(parameter: nn.Parameter) -> bool:
-    return not isinstance(parameter, nn.UninitializedParameter) and not parameter.is_meta and parameter.numel() > 0
+    known = not isinstance(parameter, nn.UninitializedParameter) and not parameter.is_meta
+    return known and local_of(parameter).numel() > 0
 
 
 def _join(path: str, name: str) -> str:

@@ -12,6 +12,7 @@ from typing import final
 import torch
 from torch.optim.optimizer import Optimizer
 
+from gradscope.capture.compiled import CompiledSteps
 from gradscope.capture.describe import Description
 from gradscope.capture.frames import FrameMaker
 from gradscope.capture.graph import Graph
@@ -64,9 +65,12 @@ class SampledSteps:
         self._samples = 0
         self._graph_at = 0  # samples after which a graph is read
         self._held_since = 0.0  # on perf_counter's clock
-        self._light = False  # whether the instruments sit this step out
+        self._light = False  # whether this step takes little
+        self._read = False  # whether the instruments are read at this step
+        self._compiled = CompiledSteps(model, self._hear, self._fall_silent, guard)
         self.probe = Probe(hooks, enabled=probe)
         self.on = False  # whether the step that is being made is sampled
+        self.is_late = False  # whether it has begun without anyone listening, and the next one is sampled in its place
 
     # -- life
 
@@ -76,13 +80,41 @@ class SampledSteps:
         self._light = light
         self._modules.start_step(self._frames.held)
         self._modules.reading_graph = self._is_graph_due()
-        if not light:
-            self._panel.start_step(self._samples)
         self._hooks.start_step()
-        self._hooks.switch_on(light=light)
+        self._read = self.is_late = False
+        self._compiled.begin()
         self.probe.begin_step(self._model(), step, sampled=True)
         if self._holdings.known is not None:
             self._holdings.known.start_step(all_of_them=thorough)
+
+    def _hear(self) -> None:
+        """The modules' calls can be heard from now on."""
+        if not (self._light or self._read):
+            self._read = True
+            self._panel.start_step(self._samples)
+        self._hooks.switch_on(light=self._light)
+
+    def _fall_silent(self) -> None:
+        """Hooks and wrappers are not to be there for what comes now, until the step is over."""
+        self._read = False
+        self._hooks.switch_off()
+        self._panel.switch_off()
+
+    def comes_late(self) -> None:
+        """The step began before it was known to: what listens is there for the next one, and this one is passed over.
+
+        What is compiled may still be at work on this step, so what it would meet is not there yet.
+        """
+        if self.on:
+            self.is_late = True
+            self._read = False
+            self._panel.switch_off()
+
+    def is_in_time(self) -> None:
+        """The step that was awaited has run its forward pass."""
+        self.is_late = False
+        if self._hooks.on:
+            self._hear()
 
     def _is_graph_due(self) -> bool:
         if self._light or self._samples < self._graph_at:
@@ -93,18 +125,30 @@ class SampledSteps:
 
     def leave(self) -> None:
         """The step to come is not sampled: take every hook off."""
-        self.on = False
-        self._hooks.switch_off()
-        self._panel.switch_off()
+        self.on = self.is_late = False
+        self._fall_silent()
+        self._compiled.end()
         self.probe.release()
         self._hooks.start_step()
         if self._holdings.known is not None:
             self._holdings.known.forget()
 
+    def stop(self) -> None:
+        """Leave for good."""
+        self.leave()
+        self._compiled.stop()
+
     def start_afresh(self) -> None:
         """What ran so far in this step was for another model's."""
         if self._modules.gradient_seen:
             self._modules.start_step(self._frames.held)
+
+    def start_again(self, step: int) -> None:
+        """What ran so far in this step came to nothing: no optimizer was allowed to use its gradients."""
+        self._modules.start_step(self._frames.held)
+        if self._read:
+            self._panel.start_step(self._samples)
+        self.probe.begin_step(self._model(), step, sampled=True)
 
     def follow_changes(self) -> None:
         """Start afresh with parameters that were added, replaced, resized or moved since the last step that looked for them."""
@@ -128,6 +172,8 @@ class SampledSteps:
         model = self._model()
         if model is None:
             return True
+        self._compiled.read(graph, self._holdings.parameters().ids)
+        self._modules.unsupported.read(graph, model, self._modules.slots)
         reaches = self._description.graph(
             graph, model, self._modules.slots, ungraded=self._modules.cuts, held=self._holdings.held,
             scale_seen=self._pulses.scale_seen,
@@ -139,12 +185,13 @@ class SampledSteps:
         """The instruments look at a ``suspicious`` loss in any case."""
         if self._light and suspicious:
             self._light = False
-            self._panel.start_step(self._samples)  # those that listen to the forward pass have missed it
-        if not self._light:
+            if self._hooks.on:
+                self._hear()  # those that listen to the forward pass have missed it
+        if self._read:
             self._panel.before_backward(loss, graph)
 
     def before_step(self, optimizer: Optimizer) -> None:
-        if not self._light:
+        if self._read:
             self._panel.before_step(optimizer)
         self.probe.before_step(optimizer, self._description.info)
 
@@ -155,8 +202,12 @@ class SampledSteps:
 
     def take_before(self, *, thorough: bool) -> None:
         """Sample the weights and gradients as the optimizer finds them."""
-        self._holdings.parameters().take_before()
+        self.take_weights(thorough=thorough)
         self.take_gradients()
+
+    def take_weights(self, *, thorough: bool) -> None:
+        """Sample the weights as they are before what moves them; a thorough step takes their exact norms too."""
+        self._holdings.parameters().take_before()
         if thorough:
             self._holdings.parameters().weigh()
 
@@ -167,8 +218,15 @@ class SampledSteps:
         if not self._light:
             parameters.take_gradients()
 
-    def after_step(self, optimizer: Optimizer) -> None:
+    def take_more_gradients(self) -> None:
+        """Another optimizer is about to step: take its gradients as they are now, and leave the others as they were taken."""
+        parameters = self._holdings.parameters()
+        parameters.take_more_norms()
         if not self._light:
+            parameters.take_gradients()
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        if self._read:
             self._panel.after_step(optimizer)
 
     def end(self, step: int, stepped: Collection[str]) -> bool:
@@ -181,6 +239,7 @@ class SampledSteps:
             self.take_gradients()
         parameters.take_after()
         parameters.end_step(stepped or {site.path for site in parameters.sites})
+        self._modules.unsupported.tell()
         if not self._frames.held:
             self._held_since = perf_counter()
         self._frames.hold(step, loss_scale=self._pulses.loss_scale, scale_seen=self._pulses.scale_seen)
@@ -188,7 +247,7 @@ class SampledSteps:
         has_room = self._frames.held < self._places and perf_counter() - self._held_since < MOST_SECONDS
         if self._light and has_room:
             return False
-        self._frames.send(parameters, None if self._light else self._panel, amid=False)
+        self._frames.send(parameters, self._panel if self._read else None, amid=False)
         return True
 
     @property

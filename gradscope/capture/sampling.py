@@ -90,6 +90,8 @@ def parameter_grid(shape: tuple[int, ...], strides: tuple[int, ...]) -> Grid | N
 
 def parameter_block(shape: tuple[int, ...], strides: tuple[int, ...], device: torch.device) -> Block:
     """The block of a parameter: rows of a matrix are its units, so that equal rows show; vectors are spread over whole."""
+    if 0 in shape:
+        return Block(to_device(torch.zeros(0, dtype=torch.int64, device="cpu"), device), (0,), 1)
     if len(shape) >= 2:
         columns = _offsets(runs(math.prod(shape[1:]), SAMPLES), shape[1:], strides[1:])
         offsets = columns[:, None] + spread(shape[0], UNITS)[None, :] * strides[0]

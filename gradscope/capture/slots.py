@@ -34,6 +34,16 @@ class Watched:
     first: Slot | None  # of them
     generation: int = -1
     calls: int = 0
+    element: int = 0  # of an output that is a tuple, the one that was sampled last
+
+    def sampled_of(self, output: tuple[Any, ...]) -> Any:
+        """What of such an output is likely to be sampled: where it is like the last one, nothing has to be looked for."""
+        return output[self.element] if self.element < len(output) else None
+
+    def remember(self, output: Any, tensor: torch.Tensor) -> None:
+        """A tensor was chosen of an output."""
+        if type(output) is tuple:
+            self.element = next((place for place, part in enumerate(output) if part is tensor), len(output))
 
 
 class Hanging(Protocol):

@@ -15,6 +15,8 @@ from typing import final
 import torch
 
 from gradscope.capture.graph import Graph
+from gradscope.capture.naming import modules_of
+from gradscope.capture.naming import names_of
 from gradscope.capture.slots import Slot
 from gradscope.records import Stray
 
@@ -65,7 +67,7 @@ def _within(graph: Graph, model: torch.nn.Module, slots: Sequence[Slot]) -> list
     What comes later is the loss's: a discriminator, a net that compares features. Autograd numbers nodes as they are made.
     """
     numbers = [slot.node for slot in slots if slot.node >= 0 and slot.site.call == 0]
-    own = {id(parameter) for parameter in model.parameters()}
+    own = names_of(model)
     found = []
     for index, node in enumerate(graph.nodes):
         leaf = node.variable
@@ -83,7 +85,7 @@ def _homes(model: torch.nn.Module, wanted: Collection[int]) -> dict[int, tuple[s
     """
     homes: dict[int, tuple[str, str, int] | None] = {}
     for place, holder in _attributes(model) if wanted else ():
-        owners = holder.named_modules() if isinstance(holder, torch.nn.Module) else [("", None)]
+        owners = modules_of(holder) if isinstance(holder, torch.nn.Module) else [("", None)]
         for path, owner in owners:
             for parameter in owner.parameters(recurse=False) if owner is not None else [holder]:
                 if id(parameter) in wanted:
@@ -97,7 +99,7 @@ def _attributes(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     """Modules and parameters that attributes lead to, but that are not registered, each with the way there."""
     registered = {id(module) for module in model.modules()}
     seen: set[int] = set(registered)
-    roots = ((path, module) for path, module in model.named_modules())
+    roots = ((path, module) for path, module in modules_of(model))
     queue = [
         (f"{path}.{name}" if path else name, value, 1)
         for path, module in roots

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gradscope.capture.shards import estimate_of
+
 Arrays = list[npt.NDArray[np.float32]]
 
 
@@ -36,7 +38,7 @@ class Mailbox:
         On the CPU the call comes at once; for an accelerator it comes from a later ``poll``.
         """
         if all(tensor.device.type == "cpu" for tensor in tensors) and not self._letters:
-            deliver([tensor.detach().to(torch.float32).numpy() for tensor in tensors])
+            _deliver(deliver, [tensor.detach().to(torch.float32).numpy() for tensor in tensors])
             return
         devices = list(dict.fromkeys(tensor.device for tensor in tensors))
         groups = {device: [i for i, tensor in enumerate(tensors) if tensor.device == device] for device in devices}
@@ -68,18 +70,29 @@ class Mailbox:
             self._hand_over(letter)
 
     def _hand_over(self, letter: _Letter) -> None:
-        letter.deliver(letter.unpack(letter.host))
+        _deliver(letter.deliver, letter.unpack(letter.host))
+
+
+def _deliver(deliver: Callable[[Arrays], None], arrays: Arrays) -> None:
+    with np.errstate(all="ignore"):  # infinity is an answer here; numpy's warning would speak in the user's program
+        deliver(arrays)
 
 
 def number_at_hand(value: torch.Tensor | float) -> float | None:
-    """A number, or a tensor's only element where it is on the host; None where to read it would wait for a device."""
+    """A number, or a tensor's only element where it is on the host; None where to read it would wait for a device.
+
+    Of one that ranks hold together, what this one knows of it.
+    """
     if not isinstance(value, torch.Tensor):
         return float(value)
-    return float(value.item()) if value.is_cpu and value.numel() == 1 else None
+    here = estimate_of(value)
+    return float(here.item()) if here.is_cpu and here.numel() == 1 else None
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor of the host, on a device that goes on with its work meanwhile; itself where it is there already."""
+    if tensor.device == device:  # ``Tensor.to`` takes ten times as long to find that out
+        return tensor
     if device.type == "cpu" or not tensor.is_cpu:
         return tensor.to(device, non_blocking=True)
     return tensor.pin_memory().to(device, non_blocking=True)  # a copy from pageable memory may wait

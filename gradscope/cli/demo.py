@@ -19,6 +19,8 @@ from rich.progress import Progress
 
 from gradscope.cli import _output
 from gradscope.cli import report
+from gradscope.logdir.address import Address
+from gradscope.logdir.address import is_address
 from gradscope.report.cleaning import one_line
 
 if TYPE_CHECKING:
@@ -32,12 +34,11 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells tell it
 @click.argument("name", required=False)
 @click.option(
     "--logdir",
-    type=click.Path(path_type=Path),
     help="Record to this directory, which holds no run yet.  [default: runs/demo-NAME]",
 )
 @click.option("--list", "listing", is_flag=True, help="Say which demos there are, and train nothing.")
 @click.pass_context
-def command(ctx: click.Context, name: str | None, logdir: Path | None, listing: bool) -> None:
+def command(ctx: click.Context, name: str | None, logdir: str | None, listing: bool) -> None:
     """Train a real small model with a known fault, then report on it.
 
     Each NAME is a training of a few seconds; --list tells what they are.
@@ -49,7 +50,7 @@ def command(ctx: click.Context, name: str | None, logdir: Path | None, listing: 
         _output.write("\n".join(_listed(demos)))
         return
     demo = _named(demos, DEFAULT if name is None else name)
-    directory = _fresh(Path("runs") / f"demo-{demo.name}") if logdir is None else _made(logdir)
+    directory = _fresh(Path("runs") / f"demo-{demo.name}") if logdir is None else _given(logdir)
     _output.write("\n".join(_introduction(demo)))
     finished = _trained(demo, directory)
     if not finished:
@@ -72,6 +73,12 @@ def _fresh(wanted: Path) -> Path:
     stamped = f"{wanted}_{time.strftime('%b%d_%H-%M-%S')}"
     names = (wanted, Path(stamped), *(Path(f"{stamped}-{number}") for number in range(2, 100)))
     return _made(next(path for path in names if not path.exists()))
+
+
+def _given(logdir: str) -> Path:
+    if is_address(logdir):
+        raise _output.Unusable(f"Demos are recorded on this machine: expected a directory, found {Address(logdir)}.")
+    return _made(Path(logdir))
 
 
 def _made(directory: Path) -> Path:

@@ -31,7 +31,7 @@ LIMITS: Mapping[str, Severity | None] = {"warning": Severity.WARNING, "critical"
 
 
 @click.command("report")
-@click.argument("logdir", type=click.Path(path_type=Path))
+@click.argument("logdir")
 @click.option("--format", "form", type=click.Choice(tuple(FORMATS)), default="text", show_default=True, help="How to write it.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write it to this file instead of standard output.")
 @click.option("--run", "name", help="Report on this run only, by its path below LOGDIR.")
@@ -43,7 +43,7 @@ LIMITS: Mapping[str, Severity | None] = {"warning": Severity.WARNING, "critical"
 @click.pass_context
 def command(
     ctx: click.Context,
-    logdir: Path,
+    logdir: str,
     form: str,
     output: Path | None,
     name: str | None,
@@ -52,6 +52,8 @@ def command(
     ignore: tuple[str, ...],
 ) -> None:
     """Say what is wrong with the runs in LOGDIR, and what to change.
+
+    LOGDIR is a directory, or an address such as s3://bucket/run.
 
     Exit code: 0 nothing at or above --fail-on, 1 findings at or above it, 2 usage or input that cannot be read.
     """

@@ -6,10 +6,12 @@ import math
 import re
 from collections.abc import Sequence
 
+from gradscope.records import CLOSE_STEPS
 from gradscope.records import Finding
 from gradscope.records import Severity
 from gradscope.run_report import RunReport
 
+OVER_BUDGET = 1.25  # times the budget, up to which a cost needs no further word
 _TOO_SHORT = re.compile(r"needs (\d+) steps, the run has (\d+)")
 
 
@@ -90,9 +92,16 @@ def cost(run: RunReport) -> str:
     """What watching cost, as a sentence."""
     if not math.isfinite(run.overhead):
         return "What watching cost could not be measured."
-    percent = 100 * run.overhead
-    share = "under 0.1" if percent < 0.1 else (f"{percent:.1f}" if percent < 10 else f"{percent:.0f}")
-    return f"Watching cost {share} % of the training's time."
+    sentence = f"Watching cost {_percent(run.overhead)} of the training's time"
+    if run.info.every is not None or run.overhead <= OVER_BUDGET * run.info.budget:
+        return f"{sentence}."
+    since = f"cost {_percent(run.overhead_later)} since" if math.isfinite(run.overhead_later) else "then keeps to its budget"
+    return f"{sentence}: it looks closely at the first {CLOSE_STEPS} steps, whatever that takes, and {since}."
+
+
+def _percent(share: float) -> str:
+    percent = 100 * share
+    return ("under 0.1" if percent < 0.1 else (f"{percent:.1f}" if percent < 10 else f"{percent:.0f}")) + " %"
 
 
 def probed(run: RunReport) -> str | None:

@@ -119,7 +119,7 @@ class LossReductionSum(Rule):
         each_alone = None if loss is not None else _one_by_one(timeline)
         if each_alone is not None:
             found = self._measured(timeline, *each_alone)
-        elif loss is not None and loss.reduction == "sum" and len(timeline.loss):
+        elif loss is not None and loss.reduction == "sum" and len(timeline.loss) and _is_weighed(timeline, loss):
             count = terms(timeline, loss)
             found = self._measured(timeline, loss, count, count * abs(loss_weight(timeline)))
         else:
@@ -192,6 +192,11 @@ class LossReductionSum(Rule):
         if timeline.learning and last < 0.95 * guess:
             return Severity.INFO if last < 0.5 * guess or math.isinf(guess) else Severity.WARNING
         return Severity.CRITICAL if np.isfinite(timeline.loss).all() and timeline.step_count >= 100 else Severity.WARNING
+
+
+def _is_weighed(timeline: Timeline, loss: LossInfo) -> bool:
+    """Whether it is known what a sum was multiplied with, as it may be divided by its terms; of one's own none ever is."""
+    return loss.kind == "other" or math.isfinite(timeline.loss_weight)
 
 
 def _by_hand(timeline: Timeline) -> LossInfo | None:

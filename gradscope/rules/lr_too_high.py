@@ -18,6 +18,7 @@ from gradscope.aftermath import changed_by_hand
 from gradscope.aftermath import constant_loss
 from gradscope.aftermath import finite_steps
 from gradscope.aftermath import gravity_of
+from gradscope.aftermath import knows_of_clearing
 from gradscope.aftermath import leads_nowhere
 from gradscope.aftermath import long_for_another_reason
 from gradscope.aftermath import passing
@@ -112,7 +113,7 @@ class LrTooHigh(Rule):
       works; they show at step 0, before any update, and then explain this finding.
     - Gradients that are not cleared make ever longer steps: where the last step's gradient is still there, this rule is
       silent. Where no two steps in a row were sampled that is not known, and what grows over more than two steps proves
-      little.
+      little. A loop of steps by hand whose parameters hold no gradient, as with `torch.func.grad`, has none to clear.
     - Where the loss before any update is more than ten times that of a constant prediction, scale is at fault, whatever the
       learning rate: a recurrence whose state grows by 1.2 a step began at 7,700 times. This rule is silent then, unless the
       first step was measured to overshoot by more than that explains: a regression at a rate of 1.5 began 14 times too high,
@@ -355,7 +356,6 @@ class LrTooHigh(Rule):
 
     def _hit(self, timeline: Timeline, found: _Overshoot) -> Hit:
         long, probe = found.long, found.probe
-        cleared = bool(np.isfinite(timeline.column("weight_gradient.carried")).any())  # else that stays open
         first, size = int(long.steps[0]), float(long.sizes[0])
         row = max(int(np.searchsorted(timeline.steps, first, side="right")) - 1, 0)
         rate = float(rates_at(timeline, np.array([first]))[0])
@@ -384,7 +384,7 @@ class LrTooHigh(Rule):
             message=self._message(timeline, rate, found),
             remedy=slower(timeline, rate, better, source_of(long, measured=measured)),
             severity=found.severity,
-            strength=5.0 if probe else 3.0 if found.at_once or cleared else 1.0,
+            strength=5.0 if probe else 3.0 if found.at_once or knows_of_clearing(timeline) else 1.0,
         )
 
     def _message(self, timeline: Timeline, rate: float, found: _Overshoot) -> str:

@@ -40,6 +40,7 @@ class LrTooLow(Rule):
     that falls is the exception). Below 0.0001 it speaks where the loss stands at that of the best constant prediction, and
     all steps together can have lowered it by 5 % at most, if each had led straight down: the sum over the steps of their
     length times the gradient's norm. Plain descent has a rate of 0.001 at most there: above, it is gradients that are small.
+    Of steps by hand, which `scope.step()` tells of, the rate is not known, and the first of the two cases alone is looked at.
 
     ## Why it is bad
 
@@ -128,8 +129,8 @@ class LrTooLow(Rule):
         level = timeline.known_baseline
         if not level or timeline.last_loss < self.constant_loss * level or timeline.last_loss > level / self.constant_loss:
             return False
-        if not adapts(timeline) and peak_rate(timeline) > self.low_rate:
-            return False
+        if timeline.info.by_hand or (not adapts(timeline) and peak_rate(timeline) > self.low_rate):
+            return False  # how a step by hand comes of its gradient is not known
         lengths = timeline.column("update.ratio") * timeline.held("weight.norm").astype(np.float64)
         falls_by = np.nansum(lengths * timeline.column("weight_gradient.norm"), axis=1)
         fall = timeline.step_count * median_of(falls_by[falls_by > 0])

@@ -9,6 +9,7 @@ from typing import final
 
 import numpy as np
 
+from gradscope.evidence import Indices
 from gradscope.evidence import Mask
 from gradscope.evidence import named
 from gradscope.evidence import owners
@@ -21,11 +22,18 @@ from gradscope.records import Severity
 from gradscope.records import Stray
 from gradscope.rule import Rule
 from gradscope.timeline import Timeline
+from gradscope.trends import median_of
 
 TORCH_OPTIMIZERS = (
     "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "LBFGS", "Muon", "NAdam", "RAdam", "RMSprop",
     "Rprop", "SGD", "SparseAdam",
 )  # fmt: skip
+
+BY_HAND = Remedy(
+    text="Move all parameters in each step; freeze those that are meant to stay as they are.",
+    code="for parameter in model.parameters():  # in the place of the list that lacks them\n"
+    "    parameter.sub_(rate * parameter.grad)",
+)
 
 
 @final
@@ -41,6 +49,8 @@ class OptimizerMissesParameters(Rule):
     names layers and parameters that the forward pass uses and that `model.parameters()` does not know, because they stand in
     a plain list, in a plain object, or are made within the forward pass: the autograd graph shows them, and that no optimizer
     holds them or wrote to them.
+    Where a loop moves the weights itself and tells of its steps with `scope.step()`, it names parameters that had a gradient
+    in as many sampled steps in which others moved, and that stayed the same to the last bit in all of them.
 
     ## Why it is bad
 
@@ -53,8 +63,12 @@ class OptimizerMissesParameters(Rule):
 
     Frozen parameters (`requires_grad=False`) get no gradient and are not meant, until they are unfrozen and get one.
     Parameters without a gradient are `detached-parameters`. Parameters that an optimizer holds and that still do not move
-    are `weights-not-moving`. A parameter that changes between steps is moved by somebody (another optimizer, a moving
-    average), and is left out.
+    are `weights-not-moving`. A parameter that changes between steps is moved by somebody (another optimizer, a moving average),
+    and is left out; but where an optimizer holds tensors that the model no longer has, as after a layer was put in the place of
+    another of the same name, what counts is whether it stays the same from some step on. In a loop of steps by hand a gradient
+    counts where a step in the same proportion to it as the others' would have moved the parameter by a hundred-thousandth of
+    its norm or more, and that reached what was sampled of it.
+    Where such a loop moves nothing at all (an input is trained, say) nothing is said.
     Layers in a plain list that an optimizer was given by hand, that are in evaluation mode (a teacher, a net for features
     that is kept out of the checkpoint on purpose), that run without gradients, or that only the loss uses are not meant.
 
@@ -78,7 +92,7 @@ class OptimizerMissesParameters(Rule):
 
     family: ClassVar[str] = "loop wiring"
     kind: ClassVar[str] = "cause"
-    needs: ClassVar[tuple[str, ...]] = ("weight.norm", "weight_gradient.norm", "fact.optimizer")
+    needs: ClassVar[tuple[str, ...]] = ("weight.norm", "weight_gradient.norm", "fact.steps")
     explains: ClassVar[tuple[str, ...]] = (
         "weights-not-moving", "loss-plateau", "lr-too-low", "vanishing-gradients", "collapsed-output", "exploding-gradients",
         "gradient-spikes", "labels-unrelated",
@@ -88,6 +102,7 @@ class OptimizerMissesParameters(Rule):
     few_samples: int = 5  # the same, where they span many steps: late in a run few are sampled
     far_apart: int = 40  # steps
     foreign_steps: int = 6  # of an optimizer without the model's parameters; a critic may step five times before its actor
+    least_ratio: float = 1e-5  # that a step by hand would have had, far above what rounding drops
     critical_share: float = 0.5  # of the trainable elements
 
     def obstacle(self, timeline: Timeline) -> str | None:
@@ -102,13 +117,19 @@ class OptimizerMissesParameters(Rule):
                 yield self._partial(timeline, missed)
             if timeline.info.wiring and timeline.info.wiring.strays:
                 yield self._strays(timeline, timeline.info.wiring.strays)
+        elif timeline.info.by_hand and len(timeline.frames) >= self.least_samples:
+            passed_over = self._passed_over(timeline)
+            if passed_over.any():
+                yield self._partial(timeline, passed_over)
 
     def _only_foreign(self, timeline: Timeline) -> bool:
         """Whether steps were made, none by an optimizer of the model, though the loss reaches a model that stands still."""
         foreign = timeline.pulse("foreign") == 1
         reached = timeline.info.wiring.reached if timeline.info.wiring and timeline.info.wiring.graphs else timeline.parameters
         waits = any(timeline.parameters[name].trainable for name in reached if name in timeline.parameters)
-        return bool(foreign.sum() >= self.foreign_steps and not timeline.optimized and waits and not _moved(timeline).any())
+        return bool(
+            foreign.sum() >= self.foreign_steps and not timeline.optimized and waits and not _still_from(timeline).any()
+        )
 
     def _missed(self, timeline: Timeline) -> Mask:
         known = [timeline.parameters.get(site.path) for site in timeline.schema.parameters]
@@ -116,8 +137,23 @@ class OptimizerMissesParameters(Rule):
         trainable = np.array([bool(p and p.trainable) for p in known], dtype=bool)
         gradients = timeline.column("weight_gradient.norm") > 0
         thawed = ~gradients[0]  # what was frozen at the start and gets a gradient later
-        fed = self._long_enough(timeline, gradients)
-        return np.asarray(outside & (trainable | thawed) & fed & ~_moved(timeline))
+        still = _still_from(timeline)
+        fed = self._long_enough(timeline, gradients & (np.arange(len(gradients))[:, None] >= still))
+        return np.asarray(outside & (trainable | thawed) & fed & ((still == 0) | _holds_the_replaced(timeline)))
+
+    def _passed_over(self, timeline: Timeline) -> Mask:
+        """Which parameters steps by hand leave as they are, though they have gradients as telling as those that move."""
+        unchanged, norms = timeline.column("update.unchanged"), timeline.held("weight.norm").astype(np.float64)
+        gradients, moves = timeline.column("weight_gradient.norm").astype(np.float64), unchanged < 1
+        judged = np.asarray(moves.any(axis=1))[:, None] & np.isfinite(unchanged) & (gradients > 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            lengths = timeline.column("update.ratio") * norms / gradients
+            expected = median_of(lengths[moves & judged]) * gradients / norms
+        telling = judged & (expected >= self.least_ratio) & (expected < np.inf)
+        trainable = np.array([bool(p and p.trainable) for p in map(timeline.parameters.get, _paths(timeline))], dtype=bool)
+        reached = (timeline.column("weight_gradient.zero") < 1).any(axis=0)
+        still = ~moves.any(axis=0) & (_still_from(timeline) == 0)
+        return np.asarray(trainable & still & reached & self._long_enough(timeline, telling))
 
     def _long_enough(self, timeline: Timeline, gradients: Mask) -> Mask:
         """Which parameters had gradients in many sampled steps, or in some that lie far apart; [parameter sites]."""
@@ -130,7 +166,10 @@ class OptimizerMissesParameters(Rule):
         names = parameter_names(timeline, missed)
         size = sum(timeline.parameters[name].size for name in names)
         total = sum(p.size for p in timeline.info.parameters if p.trainable or p.name in names)
-        fed = np.flatnonzero((timeline.column("weight_gradient.norm")[:, missed] > 0).any(axis=1))
+        start = int(_still_from(timeline)[missed].min())
+        fed = start + np.flatnonzero((timeline.column("weight_gradient.norm")[start:, missed] > 0).any(axis=1))
+        why = "the steps by hand leave them out" if timeline.info.by_hand else "no optimizer holds them"
+        moved = f"from step {timeline.steps[start]} on, without changing" if start else "and never changed"
         return Hit(
             modules=owners(timeline, names),
             first_step=int(timeline.steps[fed[0]]),
@@ -138,9 +177,9 @@ class OptimizerMissesParameters(Rule):
             evidence={"parameters": names, "elements": size, "trainable_elements": total, "share": size / total},
             message=(
                 f"{len(names)} trainable parameters ({named(names)}), {size / total:.0%} of the trainable elements, got a "
-                f"gradient in {len(fed)} sampled steps and never changed: no optimizer holds them."
+                f"gradient in {len(fed)} sampled steps {moved}: {why}."
             ),
-            remedy=_remedy(next(o for o in timeline.info.optimizers if o.parameters)),
+            remedy=BY_HAND if timeline.info.by_hand else _remedy(next(o for o in timeline.info.optimizers if o.parameters)),
             severity=Severity.CRITICAL if size >= self.critical_share * total else Severity.WARNING,
             strength=10.0,
         )
@@ -208,11 +247,21 @@ def _held(timeline: Timeline, name: str, tied: tuple[str, ...]) -> bool:
     return any(alias in timeline.optimized for alias in (name, *tied))
 
 
-def _moved(timeline: Timeline) -> Mask:
-    """Which parameters' norms changed between sampled steps, by whomever; [parameter sites]."""
-    norms = timeline.column("weight.norm")
-    lowest, highest = (np.where(np.isnan(norms), fill, norms) for fill in (np.inf, -np.inf))
-    return np.asarray(lowest.min(axis=0, initial=np.inf) < highest.max(axis=0, initial=-np.inf))
+def _paths(timeline: Timeline) -> list[str]:
+    return [site.path for site in timeline.schema.parameters]
+
+
+def _still_from(timeline: Timeline) -> Indices:
+    """The frame from which on each parameter's norm stays the same, 0 where nobody ever changed it; [parameter sites]."""
+    norms = timeline.held("weight.norm")
+    changed = np.isfinite(norms[:-1]) & (norms[1:] != norms[:-1])
+    rows = np.arange(1, len(norms))[:, None]
+    return np.asarray(np.where(changed, rows, 0).max(axis=0, initial=0), dtype=np.int64)
+
+
+def _holds_the_replaced(timeline: Timeline) -> bool:
+    """Whether an optimizer of the model holds tensors that are not the model's, as after a layer was put in another's place."""
+    return any(optimizer.parameters and optimizer.strangers for optimizer in timeline.info.optimizers)
 
 
 def _remedy(optimizer: OptimizerInfo | None) -> Remedy:

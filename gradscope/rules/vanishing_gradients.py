@@ -100,7 +100,8 @@ class VanishingGradients(Rule):
             yield self._hit(timeline, sites, first, slope, np.flatnonzero(held))
 
     def _matters(self, timeline: Timeline, first: Layer) -> npt.NDArray[np.bool_]:
-        eps = timeline.optimized[first.weight.name].settings.get("eps")
+        optimizer = timeline.optimized.get(first.weight.name)  # none where steps are made by hand
+        eps = optimizer.settings.get("eps") if optimizer is not None else None
         if eps is None:
             still: npt.NDArray[np.bool_] = timeline.column("update.ratio")[:, first.parameter] < self.most_ratio
             return still

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import gradscope
+from gradscope.capture import compiled
 from tests.capture.watching import step
 from tests.capture.watching import watching
 from tests.models import mlp
@@ -72,7 +73,8 @@ def test_an_optimizer_made_anew_takes_the_place_of_the_one_before():
     assert [optimizer.learning_rate for optimizer in seen.facts.optimizers] == [0.001]
 
 
-def test_a_compiled_model_stays_compiled_and_says_what_could_not_be_seen(tmp_path):
+def compiled_run(tmp_path):
+    """Twenty steps of a compiled model on the default budget: its report, the graphs compiled, and how often they ran."""
     graphs, calls = [], []
 
     def backend(graph, _):
@@ -82,14 +84,28 @@ def test_a_compiled_model_stays_compiled_and_says_what_could_not_be_seen(tmp_pat
     torch._dynamo.reset()
     torch.manual_seed(0)
     model = mlp(4, 8, 2)
-    compiled = torch.compile(model, backend=backend)
+    call = torch.compile(model, backend=backend)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with gradscope.attach(model, tmp_path) as scope:
         for _ in range(20):
-            step(compiled, optimizer, torch.randn(3, 4))
+            step(call, optimizer, torch.randn(3, 4))
         (run,) = scope.report().runs
     torch._dynamo.reset()
-    assert len(calls) == 20
-    assert len(graphs) <= 2  # with the hook there and without
+    return run, len(graphs), len(calls)
+
+
+def test_a_compiled_model_stays_compiled_on_steps_that_are_not_sampled(tmp_path):
+    run, graphs, calls = compiled_run(tmp_path)
+    assert 0 < run.sampled_steps < 20
+    assert calls == 20 - run.sampled_steps
+    assert graphs == 1
+    assert "dead-units" not in run.skipped
+
+
+def test_a_compiled_model_stays_compiled_without_room_and_says_what_could_not_be_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "has_room", lambda model, *, untrained: False)  # as on an accelerator that is full
+    run, graphs, calls = compiled_run(tmp_path)
+    assert calls == 20
+    assert graphs == 1
     assert "compiled" in run.skipped["dead-units"]
     assert "missing-zero-grad" in run.checked or "missing-zero-grad" in run.skipped

@@ -345,3 +345,60 @@ def test_of_very_many_modules_each_is_sampled_more_sparsely_and_as_rightly(depth
     assert seen.get("activation.zero", "0") == pytest.approx((whole == 0).float().mean().item(), abs=0.1)
     assert bits.bit_count() == 31
     assert seen.get("activation_gradient.rms", str(depth)) > 0
+
+
+class InParts(nn.Module):
+    """As a trainer's module often is: its parts are called, it itself never."""
+
+    def __init__(self):
+        super().__init__()
+        self.second = mlp(8, 8, 2)
+        self.first = mlp(4, 8)
+
+
+def test_where_the_program_calls_the_model_s_parts_the_first_one_s_input_is_the_model_s():
+    model = InParts()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watching(model) as seen:
+        for size in (1.0, 2.0, 3.0):
+            given = torch.full((5, 4), size)
+            optimizer.zero_grad()
+            model.second(model.first(given)).square().mean().backward()
+            optimizer.step()
+    assert [seen.sites("input", step=i) for i in range(3)] == [[], ["(input)"], ["(input)"]]
+    assert [seen.get("input.mean", "(input)", step=i) for i in (1, 2)] == [2.0, 3.0]
+
+
+def test_what_the_first_part_is_given_with_a_gradient_is_no_input():
+    model = InParts()
+    model.start = nn.Parameter(torch.randn(5, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watching(model) as seen:
+        for _ in range(3):
+            optimizer.zero_grad()
+            model.second(model.first(model.start)).square().mean().backward()
+            optimizer.step()
+    assert not any(seen.sites("input", step=i) for i in range(3))
+
+
+def test_once_the_model_itself_is_called_its_own_input_is_what_counts():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watching(model) as seen:
+        for whole in (False, False, True, True):
+            optimizer.zero_grad()
+            out = model(torch.full((5, 4), 2.0)) if whole else model[1](model[0](torch.ones(5, 4)))
+            out.square().mean().backward()
+            optimizer.step()
+    assert [seen.get("input.mean", "(input)", step=i) for i in (1, 3)] == [1.0, 2.0]
+
+
+def test_where_parts_are_left_out_none_of_the_others_is_taken_for_the_first():
+    model = InParts()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watching(model, exclude="first") as seen:
+        for _ in range(3):
+            optimizer.zero_grad()
+            model.second(model.first(torch.ones(5, 4)).detach()).square().mean().backward()
+            optimizer.step()
+    assert not any(seen.sites("input", step=i) for i in range(3))

@@ -81,3 +81,24 @@ def test_no_step_reads_from_the_device(make, optimizer, loss, every):
             stepper.step()
     assert len(seen.frames) >= STEPS // every
     assert len(seen.pulses) == STEPS
+
+
+@pytest.mark.usefixtures("accelerator")
+@pytest.mark.parametrize("clear", [None, "before", "after"])
+def test_no_step_by_hand_reads_from_the_device(clear):
+    """Gradients are cleared before the step is told of, after it, or never."""
+    model, shape = dense()
+    model = model.to("meta")
+    with watching(model) as seen:
+        for _ in range(STEPS):
+            model(torch.empty(4, *shape, device="meta")).square().mean().backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.sub_(0.1 * parameter.grad)
+            if clear == "before":
+                model.zero_grad()
+            seen.watch.manual_step()
+            if clear == "after":
+                model.zero_grad(set_to_none=False)
+    assert len(seen.frames) == len(seen.pulses) == STEPS
+    assert seen.sites("weight")

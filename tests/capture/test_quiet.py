@@ -26,7 +26,7 @@ def train(seen, *, target=lambda number: 0.0, rate=lambda number: 1e-3, poison=N
     with seen(model) as watched:
         for number in range(STEPS):
             optimizer.param_groups[0]["lr"] = rate(number)
-            asleep.append(watched.watch._quiet is not None)
+            asleep.append(watched.watch.asleep)
             optimizer.zero_grad()
             mse_loss(model(torch.randn(8, 4)), torch.randn(8, 1) + target(number)).backward()
             if number == poison:
@@ -92,7 +92,7 @@ def test_light_steps_that_are_asked_for_half_way_are_all_there(amid):
         for number in range(STEPS):
             optimizer.zero_grad()
             loss = mse_loss(model(torch.randn(8, 4)), torch.randn(8, 1))
-            asleep += seen.watch._quiet is not None
+            asleep += seen.watch.asleep
             if amid and number % 5 == 0:
                 seen.watch.settle()
             loss.backward()

@@ -160,3 +160,13 @@ def test_an_alarm_brings_a_dense_stretch_and_not_too_many_do():
 def test_an_alarm_in_a_large_model_is_limited_too():
     found = drive(Governor(BUDGET, None, rows=LARGE), steps=300, bare=1.0, cost=1.0, alarms=set(range(100, 300, 10)))
     assert share(found, bare=1.0, cost=1.0) <= 1.75 * BUDGET
+
+
+def test_a_watch_that_begins_in_the_midst_of_a_training_is_dense_there():
+    governor, found = Governor(BUDGET, None), [True]
+    governor.begin_at(5000)
+    for step in range(5000, 5010):
+        assert governor.wants_norm(step)
+        assert not governor.quiet_steps(step)
+        found.append(governor.after(step, seconds=0.02, own=0.01, sampled=found[-1]))
+    assert found[:5] == [True] * 5

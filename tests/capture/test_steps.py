@@ -166,14 +166,16 @@ def test_closures_that_evaluate_several_times_are_one_step():
         evaluated.append(loss.item())
         return loss
 
-    last = []
+    first = []
     with watching(model) as seen:
         for _ in range(3):
-            optimizer.step(closure)
-            last.append(evaluated[-1])
+            count = len(evaluated)
+            returned = optimizer.step(closure)
+            first.append(evaluated[count])
+            assert returned == first[-1]
     assert len(evaluated) > 3
     assert seen.field("step") == [0, 1, 2]
-    assert seen.field("loss") == pytest.approx(last)  # the others' gradients were thrown away
+    assert seen.field("loss") == pytest.approx(first)  # the others are of weights that the step only tried
 
 
 @pytest.mark.parametrize("every", [1, 2])
@@ -451,3 +453,21 @@ def test_other_optimizers_step_too(make):
         regress(model, make(model.parameters(), lr=0.01), steps=2)
     assert seen.field("step") == [0, 1]
     assert (seen.frames[-1].columns["update.ratio"] > 0).all()
+
+
+@pytest.mark.parametrize("add_up", [False, True])
+def test_a_trainer_tells_where_its_steps_begin_and_whether_its_losses_add_up(add_up):
+    model = mlp(4, 8, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    x = torch.randn(8, 4)
+    with watching(model) as seen:
+        seen.watch.follow(first_step=7, losses_add_up=add_up)
+        for _ in range(3):
+            optimizer.zero_grad()
+            for _ in range(2):
+                loss = model(x).square().mean() / 2
+                loss.backward()
+            optimizer.step()
+    assert seen.field("step") == [frame.step for frame in seen.frames] == [7, 8, 9]
+    assert seen.field("loss") == pytest.approx([loss.item() * (2 if add_up else 1)] * 3)
+    assert seen.facts.losses_add_up is add_up

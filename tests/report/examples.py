@@ -86,7 +86,7 @@ HEALTHY = RunReport(
     skipped={
         "loss-plateau": "needs 500 steps, the run has 400",
         "lr-too-low": "needs 1000 steps, the run has 400",
-        "unnormalized-input": "the model took no floating-point tensor as input",
+        "unnormalized-input": "no floating-point tensor was given to the model, or to the part of it that is called first",
     },
     profile=rows(6),
     profile_step=395,

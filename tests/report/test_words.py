@@ -43,6 +43,26 @@ def test_what_watching_cost(overhead, said):
     assert said in words.cost(replace(examples.HEALTHY, overhead=overhead))
 
 
+CLOSELY = "Watching cost 80 % of the training's time: it looks closely at the first 100 steps, whatever that takes, and"
+
+
+@pytest.mark.parametrize(
+    ("overhead", "later", "said"),
+    [
+        (0.02, 0.02, "Watching cost 2.0 % of the training's time."),
+        (0.8, 0.021, f"{CLOSELY} cost 2.1 % since."),
+        (0.8, math.nan, f"{CLOSELY} then keeps to its budget."),
+    ],
+)
+def test_a_cost_above_the_budget_is_told_apart_from_that_of_the_start(overhead, later, said):
+    assert words.cost(replace(examples.HEALTHY, overhead=overhead, overhead_later=later)) == said
+
+
+def test_a_cadence_that_was_asked_for_has_no_budget():
+    every = replace(examples.HEALTHY, info=replace(examples.HEALTHY.info, every=1), overhead=0.8)
+    assert words.cost(every) == "Watching cost 80 % of the training's time."
+
+
 def test_nothing_is_wholly_sure():
     assert words.sure(replace(examples.RATE, confidence=1.0)) == "99 % sure"
 
@@ -50,7 +70,7 @@ def test_nothing_is_wholly_sure():
 def test_rules_that_lack_steps_come_together_before_other_reasons():
     assert words.not_checked(examples.HEALTHY) == (
         ("needs 500 to 1000 steps, the run has 400", ("loss-plateau", "lr-too-low")),
-        ("the model took no floating-point tensor as input", ("unnormalized-input",)),
+        ("no floating-point tensor was given to the model, or to the part of it that is called first", ("unnormalized-input",)),
     )
 
 

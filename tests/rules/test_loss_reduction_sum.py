@@ -179,3 +179,9 @@ def test_probabilities_of_classes_are_one_term() -> None:
     columns = {"update.ratio": 0.5, "loss.target_count": 640.0}
     (hit,) = hits(build(columns=columns, wiring=wiring, pulses=STUCK))
     assert hit.evidence["terms"] == 64.0
+
+
+def test_a_sum_whose_weight_is_not_known_may_have_been_divided() -> None:
+    wiring = one_loss("cross_entropy", reduction="sum", classes=10, input_shape=(64, 10), target_shape=(64,))
+    columns = {"update.ratio": 0.5, "loss.weight": math.nan}
+    assert not hits(build(columns=columns, wiring=wiring, pulses=STUCK))

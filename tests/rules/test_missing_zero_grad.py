@@ -73,3 +73,9 @@ def test_survives_what_is_not_finite_or_not_there() -> None:
 
 def test_explains_what_it_brings_about() -> None:
     assert {"lr-too-high", "loss-divergence", "nonfinite-loss"} <= set(MissingZeroGrad.explains)
+
+
+def test_steps_by_hand_are_told_how_to_clear() -> None:
+    (hit,) = hits(carrying(optimizers=[], by_hand=True))
+    assert "so the step used the sum" in hit.message
+    assert "optimizer" not in (hit.remedy.code or "")

@@ -61,6 +61,28 @@ def test_is_silent_where_somebody_else_moves_the_parameters() -> None:
     assert not hits(build(optimizers=[HEAD]))  # norms grow by default
 
 
+def replaced_head(*, strangers: int, until: int) -> Timeline:
+    """The head moves until a step, and stands still from then on; the optimizer holds the other layers."""
+    others = OptimizerInfo("SGD", 0.1, ("layers.0.weight", "layers.2.weight"), strangers, {})
+    return partial(
+        optimizers=[others],
+        columns={"weight.norm": {"layers.4.weight": lambda step: 3.0 + min(step, until)}},
+        steps=range(40),
+    )
+
+
+def test_names_what_was_put_in_the_place_of_a_layer_that_the_optimizer_still_holds() -> None:
+    (hit,) = hits(replaced_head(strangers=2, until=20))
+    assert hit.modules == ("layers.4",)
+    assert hit.first_step == 20
+    assert "in 20 sampled steps from step 20 on, without changing: no optimizer holds them" in hit.message
+
+
+@pytest.mark.parametrize(("strangers", "until"), [(0, 20), (2, 35), (2, 39)])
+def test_is_silent_where_nothing_tells_of_a_replacement_or_it_is_too_recent(strangers: int, until: int) -> None:
+    assert not hits(replaced_head(strangers=strangers, until=until))
+
+
 def test_is_silent_on_frozen_parameters() -> None:
     net = linear("body", 16, 16, trainable=False) + linear("head", 16, 4)
     assert not hits(build(net, columns={"weight.norm": {"body.weight": 5.0}}))
@@ -162,3 +184,39 @@ def test_the_code_makes_the_layers_the_models_own() -> None:
     assert not list(model.parameters())
     exec(str(hit.remedy.code), {"torch": torch, "self": model, "hidden": model.hidden})
     assert len(list(model.parameters())) == 2
+
+
+# -- steps by hand
+
+PASSED_OVER = {"layers.0.weight": 1.0, "layers.2.weight": 0.0, "layers.4.weight": 0.0}
+
+
+def by_hand(**changes: Any) -> Timeline:
+    columns = {"weight.norm": {"layers.0.weight": 5.0}, "update.unchanged": PASSED_OVER}
+    given = {"optimizers": [], "by_hand": True, "columns": columns | changes.pop("columns", {})}
+    return build(**(given | changes))
+
+
+def test_names_what_steps_by_hand_leave_out() -> None:
+    (hit,) = hits(by_hand())
+    assert hit.modules == ("layers.0",)
+    assert "the steps by hand leave them out" in hit.message
+    assert "optimizer" not in hit.remedy.text + (hit.remedy.code or "")
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"update.unchanged": 1.0},  # nothing moves: an input is trained, say
+        {"update.unchanged": 0.0},
+        {"weight_gradient.norm": {"layers.0.weight": 1e-9}},  # so small a step is lost to rounding
+        {"weight_gradient.norm": math.nan},
+        {"weight_gradient.zero": {"layers.0.weight": 1.0}},  # of the rows that were sampled none was used
+    ],
+)
+def test_is_silent_where_steps_by_hand_prove_nothing(columns: dict[str, Any]) -> None:
+    assert not hits(by_hand(columns=columns))
+
+
+def test_is_silent_without_a_word_of_steps() -> None:
+    assert not hits(by_hand(by_hand=False))

@@ -32,7 +32,7 @@ from tests.zoo.treatment import Treatment
 
 CALIBRATION = (0, 1, 2)  # seeds that thresholds may be looked at with
 TESTING = 100  # the seed of the usual test run
-JUDGING = (800,)  # seeds that only judge
+JUDGING = (900,)  # seeds that only judge
 LOOKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 40, 60, 90, 130, 200, 300)  # steps after which a user might ask for a report
 
 

@@ -21,6 +21,7 @@ from gradscope.capture.graph import short_name
 from gradscope.capture.graph import source_of
 from gradscope.capture.instruments.instrument import Instrument
 from gradscope.capture.instruments.instrument import Reading
+from gradscope.capture.naming import names_of
 from gradscope.capture.operands import constant_factor
 from gradscope.capture.sampling import spread
 from gradscope.records import Array
@@ -80,7 +81,7 @@ class AttentionProbe(Instrument):
         found = [] if graph is None or model is None else [n.handle for n in graph.nodes if _is_candidate(n.name)]
         if not found or model is None:
             return
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        names = names_of(model)
         calls: dict[str, int] = {}
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())

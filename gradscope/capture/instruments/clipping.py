@@ -8,7 +8,6 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import RLock
 from typing import Any
 from typing import Protocol
 from typing import final
@@ -19,13 +18,21 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn.utils import clip_grad
 from torch.optim.optimizer import Optimizer
 
+from gradscope.capture.cuda_graphs import CAPTURES
 from gradscope.capture.graph import Graph
 from gradscope.capture.instruments.instrument import Instrument
 from gradscope.capture.instruments.instrument import Reading
+from gradscope.capture.naming import names_of
+from gradscope.capture.parameter_norms import norms_of_gradients
 from gradscope.capture.pulses import PulseMaker
 from gradscope.capture.pulses import is_loss_scale
 from gradscope.capture.pulses import loss_scale_of
+from gradscope.capture.scaling import factor_left_to
+from gradscope.capture.shards import is_euclidean
+from gradscope.capture.shards import is_spread
+from gradscope.capture.shards import whole_here
 from gradscope.capture.transfer import number_at_hand
+from gradscope.capture.wrapping import Wrapping
 from gradscope.records import Array
 from gradscope.records import Site
 
@@ -42,47 +49,17 @@ class Listener(Protocol):
         """Gradients of ``norm``, those of ``parameters``, are about to be clipped to ``limit``."""
 
 
-@final
-class Shears:
-    """Torch's clipping function as watched models hear it. One instance, in this module."""
+def _telling(original: Any) -> Any:
+    def clip(parameters: Any, max_norm: Any, total_norm: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_dynamo_compiling() and not CAPTURES.running() and SHEARS.calls_through(clip):
+            for listener in SHEARS.listeners:
+                listener.heard(parameters, max_norm, total_norm)
+        return original(parameters, max_norm, total_norm, *args, **kwargs)
 
-    def __init__(self) -> None:
-        self._lock = RLock()
-        self._listeners: list[Listener] = []
-        self._wrapped: tuple[Any, Any] | None = None  # the function that was there, and ours around it
-
-    def join(self, listener: Listener) -> None:
-        with self._lock:
-            self._listeners.append(listener)
-            there = vars(clip_grad).get(_CLIP)
-            if len(self._listeners) > 1 or there is None:
-                return
-            if self._wrapped is None or self._wrapped[0] is not there:
-                self._wrapped = (there, self._around(there))
-            vars(clip_grad)[_CLIP] = self._wrapped[1]
-
-    def leave(self, listener: Listener) -> None:
-        with self._lock:
-            if listener in self._listeners:
-                self._listeners.remove(listener)
-            if not self._listeners and self._wrapped is not None and vars(clip_grad).get(_CLIP) is self._wrapped[1]:
-                vars(clip_grad)[_CLIP] = self._wrapped[0]  # else somebody wrapped ours since: theirs stays, and calls ours
-
-    def _around(self, original: Any) -> Any:
-        shears = self
-
-        def clip(parameters: Any, max_norm: Any, total_norm: Any, *args: Any, **kwargs: Any) -> Any:
-            if not is_dynamo_compiling() and shears._wrapped is not None and shears._wrapped[1] is clip:
-                for listener in tuple(shears._listeners):
-                    listener.heard(parameters, max_norm, total_norm)
-            return original(parameters, max_norm, total_norm, *args, **kwargs)
-
-        clip.__doc__ = original.__doc__
-        clip.__wrapped__ = original  # type: ignore[attr-defined]
-        return clip
+    return clip
 
 
-SHEARS = Shears()
+SHEARS: Wrapping[Listener] = Wrapping(clip_grad, _CLIP, _telling)
 
 
 @dataclass(frozen=True)
@@ -148,14 +125,14 @@ class Clipping(Instrument):
         """Whether any of these are the model's."""
         model = self._model()
         if model is not None and parameters and id(parameters[0]) not in self._ours:
-            self._ours = frozenset(map(id, model.parameters()))
+            self._ours = frozenset(names_of(model))
         return any(id(parameter) in self._ours for parameter in parameters)
 
     def _take(self, parameters: Sequence[torch.Tensor], limit: Any, norm: Any) -> None:
         there = any(parameter.grad is not None and id(parameter) in self._ours for parameter in parameters)
         calls = self._late if self._backwards else self._early
         call = _Call(
-            norm=norm.detach() if type(norm) is torch.Tensor and norm.numel() == 1 else None,
+            norm=_norm_here(norm, parameters),
             limit=float("nan") if (known := number_at_hand(limit)) is None else known,
             place=NO_GRADIENT if not there else IN_PLACE if self._backwards else TOO_LATE,
             parameters=tuple(parameters) if self._scale is not None else (),
@@ -166,12 +143,8 @@ class Clipping(Instrument):
     def before_step(self, optimizer: Optimizer) -> None:
         if self._scale is None or not self._late or self._used is not None:
             return
-        gradients = [p.grad.detach() for p in self._late[-1].parameters if p.grad is not None and not p.grad.is_sparse]
-        if not gradients or any(gradient.device != gradients[0].device for gradient in gradients):
-            return
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)))
-        factor = vars(optimizer).get("grad_scale")  # that a fused optimizer takes out itself
-        self._used = norm / factor if isinstance(factor, torch.Tensor) else norm
+        norm, factor = _norm_of(self._late[-1].parameters), factor_left_to(optimizer)
+        self._used = norm if factor is None else norm / factor
 
     def read(self, parameters: tuple[Site, ...], modules: tuple[Site, ...]) -> Reading:
         if not self._late and not self._early:
@@ -197,6 +170,23 @@ class Clipping(Instrument):
         return Reading(tuple(tensor for tensor in tensors if tensor is not None), columns)
 
 
+def _norm_here(norm: Any, parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """The norm that was found; this rank's estimate of it, where ranks have still to exchange it."""
+    if not isinstance(norm, torch.Tensor) or norm.numel() != 1:
+        return None
+    if not is_spread(norm):
+        return norm.detach() if type(norm) is torch.Tensor else None
+    known = whole_here(norm)
+    if known is None and is_euclidean(norm):
+        known = _norm_of(parameters)
+    return known.detach().reshape(()) if known is not None else None
+
+
+def _norm_of(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The norm of their gradients together, as they are now."""
+    return torch.linalg.vector_norm(norms_of_gradients(parameters).together)  # type: ignore[no-any-return]
+
+
 def _columns(norm: float, limit: float, place: float) -> dict[str, Array]:
     values = {"step.clip_norm": norm, "step.clip_limit": limit, "step.clip_place": place}
     return {name: np.array([value], dtype=np.float32) for name, value in values.items()}
@@ -219,4 +209,7 @@ def _tightest(norms: Sequence[float], limits: Sequence[float]) -> int:
 
 def _is_scaled(clipped: float, scale: float, used: float, *, scale_seen: bool) -> bool:
     """Whether the norm that clipping left is nearer to ``scale`` times the norm that the optimizer used than to that norm."""
-    return is_loss_scale(scale, seen=scale_seen) and 0 < used < float("inf") and clipped > scale**0.5 * used
+    if not is_loss_scale(scale, seen=scale_seen) or not 0 < used < float("inf"):
+        return False
+    between = scale**0.5 * used  # halfway, by factors
+    return clipped > between if scale > 1 else clipped < between and scale < 1

@@ -139,7 +139,7 @@ class Contract(Instrument):
     # -- on the device
 
     def _take(self, place: int, found: Found) -> _Taken:
-        scales = tuple((inverse, may_be_loss_scale(scale)) for scale, inverse in found.scales)
+        scales = tuple((inverse, not inverse and may_be_loss_scale(scale)) for scale, inverse in found.scales)
         taken = _Taken(found.factor, found.reduction, scales, sign=found.sign)
         for i, (scale, _) in enumerate(found.scales):
             taken.tensors[f"scale{i}"] = scale.clone()

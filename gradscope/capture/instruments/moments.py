@@ -16,7 +16,10 @@ from torch.optim.optimizer import Optimizer
 
 from gradscope.capture.instruments.instrument import Instrument
 from gradscope.capture.instruments.instrument import Reading
+from gradscope.capture.naming import parameters_of
 from gradscope.capture.sampling import spread
+from gradscope.capture.shards import gradient_here
+from gradscope.capture.shards import local_of
 from gradscope.capture.transfer import to_device
 from gradscope.records import Array
 from gradscope.records import Site
@@ -101,7 +104,8 @@ class Moments(Instrument):
                 state = optimizer.state.get(parameter) if pick is not None else None  # not by index, which would add to it
                 if pick is None or not state:
                     continue
-                gradient, second = parameter.grad, state.get("exp_avg_sq")
+                gradient: Any = gradient_here(parameter)
+                second = _here(state.get("exp_avg_sq"))
                 if not _lies_like(gradient, pick) or not _lies_like(second, pick) or gradient.device != second.device:
                     continue
                 rows = found.get(gradient.device) or found.setdefault(gradient.device, _Rows())
@@ -117,7 +121,7 @@ class Moments(Instrument):
         if key not in self._picks:
             self._picks[key] = _picked(parameter)
         known = self._picks[key]
-        if known is not None and known.shape != parameter.shape:  # another has taken its address
+        if known is not None and known.shape != local_of(parameter).shape:  # another has taken its address
             known = self._picks[key] = _picked(parameter)
         return known
 
@@ -165,7 +169,7 @@ class Moments(Instrument):
     def _places(self, parameters: tuple[Site, ...], keys: Sequence[int]) -> list[int | None]:
         model = self._model()
         if model is not None and any(key not in self._names for key in keys):
-            self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+            self._names = {id(parameter): name for name, parameter in parameters_of(model)}
         places = {site.path: place for place, site in enumerate(parameters)}
         return [places.get(self._names.get(key, "")) for key in keys]
 
@@ -183,12 +187,17 @@ def _lies_like(tensor: Any, pick: _Pick) -> bool:
     return tensor.shape == pick.shape and tensor.stride() == pick.stride
 
 
+def _here(state: Any) -> Any:
+    return local_of(state) if isinstance(state, torch.Tensor) else state
+
+
 def _picked(parameter: torch.Tensor) -> _Pick | None:
     """Elements of a matrix that fills its storage, evenly spread but at no multiple of any of its dimensions."""
-    shape, stride = parameter.shape, parameter.stride() if parameter.layout is torch.strided else ()
-    numel = parameter.numel()
+    local = local_of(parameter)
+    shape, stride = local.shape, local.stride() if local.layout is torch.strided else ()
+    numel = local.numel()
     extent = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=False))
-    if len(shape) < 2 or extent != numel or not parameter.is_floating_point():
+    if len(shape) < 2 or not numel or extent != numel or not parameter.is_floating_point():
         return None
     if numel <= ELEMENTS:
         return _Pick(id(parameter), shape, stride, ((numel,), (1,)))

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from gradscope.capture.hooks import ForwardHooks
 from gradscope.capture.instruments.instrument import Instrument
 from gradscope.capture.instruments.instrument import Reading
+from gradscope.capture.naming import modules_of
 from gradscope.records import Array
 from gradscope.records import Site
 
@@ -122,7 +123,7 @@ class Recurrence(Instrument):
         longest = {known.path: known.longest for known in self._known.values()}
         self._known = {
             id(module): _Known(weakref.ref(module), path, type(module) in _FUSED, longest=longest.get(path, 0))
-            for path, module in (model.named_modules() if model is not None else ())
+            for path, module in (modules_of(model) if model is not None else ())
             if path == "" or next(module.parameters(), None) is not None
         }
 

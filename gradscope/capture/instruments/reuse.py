@@ -18,6 +18,10 @@ from gradscope.capture.graph import Graph
 from gradscope.capture.graph import Node
 from gradscope.capture.instruments.instrument import Instrument
 from gradscope.capture.instruments.instrument import Reading
+from gradscope.capture.naming import modules_of
+from gradscope.capture.naming import names_of
+from gradscope.capture.naming import parameters_of
+from gradscope.capture.shards import part_here
 from gradscope.records import Array
 from gradscope.records import Site
 
@@ -79,8 +83,9 @@ class Reuse(Instrument):
         """Called inside the backward pass; returns None, so the gradient goes on as it came."""
         gradient = gradients[0]
         try:
-            if step == self._step and isinstance(gradient, torch.Tensor) and gradient.is_floating_point():
-                part = gradient.detach().flatten()[:_MOST_ELEMENTS]
+            here = part_here(gradient) if isinstance(gradient, torch.Tensor) and gradient.is_floating_point() else None
+            if step == self._step and here is not None:
+                part = here.detach().flatten()[:_MOST_ELEMENTS]
                 norm: torch.Tensor = torch.linalg.vector_norm(part.float())
                 self._points.setdefault(name, {})[at] = norm / max(part.numel(), 1) ** 0.5
         except Exception:
@@ -105,13 +110,14 @@ class Reuse(Instrument):
 
 def _matrices(model: torch.nn.Module) -> dict[int, str]:
     """Names of the matrices that can recur by hand, by ``id``: all but those of torch's recurrent layers."""
-    return {
-        id(parameter): f"{path}.{name}" if path else name
-        for path, module in model.named_modules()
+    own = {
+        f"{path}.{name}" if path else name
+        for path, module in modules_of(model)
         if not isinstance(module, torch.nn.RNNBase)
-        for name, parameter in module.named_parameters(recurse=False)
+        for name, parameter in parameters_of(module, recurse=False)
         if parameter.dim() == 2 and parameter.requires_grad
     }
+    return {key: name for key, name in names_of(model).items() if name in own}
 
 
 def _uses(graph: Graph, leaf: int) -> list[Node]:

@@ -23,6 +23,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import Optimizer
 from torch.utils._pytree import tree_map
 
+from gradscope.capture.naming import parameters_of
 from gradscope.capture.probe.forward_again import Forward
 from gradscope.capture.probe.linesearch import overshoot
 from gradscope.capture.probe.replay import Change
@@ -162,7 +163,7 @@ def _scales(before: Weights, model: torch.nn.Module, info: RunInfo) -> dict[int,
     output, has no part in what is ordinary, and is scaled where it is too large itself.
     """
     known = {p.name: p for p in info.parameters}
-    tensors = dict(model.named_parameters())
+    tensors = dict(parameters_of(model))
     layers = [(module, weight) for module in info.modules if (weight := _matrix(module, known)) is not None]
     rhos: dict[int, float] = {}
     for module, weight in layers:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
+from gradscope.capture.naming import parameters_of
 from gradscope.capture.probe.replay import Seen
 from gradscope.capture.probe.step_again import is_elementwise
 from gradscope.capture.probe.step_again import step_on
@@ -40,7 +41,7 @@ def ahead(seen: Seen, optimizer: Optimizer, model: torch.nn.Module, info: RunInf
     held = [p for group in optimizer.param_groups for p in group["params"]]
     if any(p.device.type != "cpu" for p in held):
         return None
-    named = dict(model.named_parameters())
+    named = dict(parameters_of(model))
     counted = {id(named[p.name]) for p in info.parameters if len(p.shape) >= 2 and not p.zero_at_start and p.name in named}
     with torch.no_grad():
         gradients = [p.grad for p in held if p.grad is not None and p.grad.layout is torch.strided]

@@ -71,7 +71,6 @@ class Probe:
         self._alarmed = 0  # sampled steps still to be remembered since the last alarm
         self._model: weakref.ref[torch.nn.Module] = _NOTHING  # while a step of it is remembered
         self._kind: tuple[str | None] | None = None  # why a model of its kind is never replayed, once that was looked at
-        self._unseen = False  # whether its forward pass ran without hooks, as compiled code does
         self._forward: Forward | None = None  # of the step so far, where there is but one
         self._forwards = 0
         self._backwards = 0
@@ -102,7 +101,7 @@ class Probe:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is remembered, of this step or the ones to come, unless an alarm comes."""
-        return not (self._alarmed or self._listening or self._unseen or self.holds)
+        return not (self._alarmed or self._listening or self.holds)
 
     def begin_step(self, model: torch.nn.Module | None, step: int, *, sampled: bool) -> None:
         """A step begins: remember it if it may be probed."""
@@ -114,8 +113,7 @@ class Probe:
             self._model = self._root = weakref.ref(model)
             self._kind = self._kind or (_kind_obstacle(model),)
             (self._obstacle,) = self._kind
-        # What is compiled is compiled again for every new set of hooks: there they stay on as long as steps are sampled.
-        self._listen((remembered and self._obstacle is None) or (sampled and self._unseen))
+        self._listen(remembered and self._obstacle is None)
 
     def _listen(self, listening: bool) -> None:
         if listening == self._listening:
@@ -145,8 +143,9 @@ class Probe:
         self._forward, self._forwards, self._seen = None, 0, None
         if self._obstacle is not None or self._backwards > 1:
             return
-        self._unseen = calls == 0
-        if forward is None or calls != 1:
+        if calls == 0:
+            self._obstacle = "no call of the model was seen in the step, as where compiled code runs it"
+        elif forward is None or calls != 1:
             self._obstacle = f"the model ran {calls} times with gradients in the step, where one call is replayed"
         else:
             self._seen, self._obstacle = _understood(loss, scale, forward)
@@ -325,14 +324,9 @@ def _kind_obstacle(model: torch.nn.Module) -> str | None:
     for module in model.modules():
         if isinstance(module, _WRAPPERS):
             return f"the model is wrapped by {type(module).__name__}"
-        if _is_compiled(module):
-            return "the model is compiled or scripted, which hooks do not see"
+        if isinstance(module, torch.jit.ScriptModule):
+            return "the model is scripted, which hooks do not see"
     return None
-
-
-def _is_compiled(module: torch.nn.Module) -> bool:
-    compiled = type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
-    return compiled or isinstance(module, torch.jit.ScriptModule)
 
 
 def _counts() -> bool:

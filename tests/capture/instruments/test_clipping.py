@@ -142,7 +142,9 @@ def test_where_backward_cannot_be_seen_the_place_is_not_known():
     with watching(model) as seen:
         for _ in range(2):
             optimizer.zero_grad()
-            torch.autograd.backward([model(torch.ones(3, 4)).square().mean()])
+            loss = model(torch.ones(3, 4)).square().mean()
+            for parameter, gradient in zip(model.parameters(), torch.autograd.grad(loss, model.parameters()), strict=True):
+                parameter.grad = gradient
             clip_grad_norm_(model.parameters(), 0.5)
             optimizer.step()
     assert clipping(seen)[1] == 0.5
@@ -150,6 +152,18 @@ def test_where_backward_cannot_be_seen_the_place_is_not_known():
 
 
 # -- under a GradScaler
+
+
+def train_scaled(model, optimizer, scaler, *, limit, scale, unscaled):
+    """Forty steps, of which the scaler sets its scale to ``scale`` after the first."""
+    for _ in range(40):
+        optimizer.zero_grad()
+        scaler.scale(model(torch.ones(3, 4)).square().mean()).backward()
+        if unscaled:
+            scaler.unscale_(optimizer)
+        clip_grad_norm_(model.parameters(), limit)
+        scaler.step(optimizer)
+        scaler.update(scale)
 
 
 @pytest.mark.parametrize(("unscaled", "place"), [(True, 0), (False, 3)])
@@ -181,14 +195,7 @@ def test_under_a_grad_scaler_whose_scale_has_come_down(unscaled, place):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     with watching(model) as seen:
-        for _ in range(40):
-            optimizer.zero_grad()
-            scaler.scale(model(torch.ones(3, 4)).square().mean()).backward()
-            if unscaled:
-                scaler.unscale_(optimizer)
-            clip_grad_norm_(model.parameters(), 1e9)
-            scaler.step(optimizer)
-            scaler.update(64.0)
+        train_scaled(model, optimizer, scaler, limit=1e9, scale=64.0, unscaled=unscaled)
     places = [float(frame.columns["step.clip_place"][0]) for frame in seen.frames[17:] if "step.clip_place" in frame.columns]
     assert {found for found in places if not math.isnan(found)} == {place}
 
@@ -302,3 +309,13 @@ def test_what_is_clipped_is_the_same_to_the_last_bit():
     with watching(model):
         watched = run(model, optimizer)
     assert all(map(torch.equal, bare, watched))
+
+
+@pytest.mark.parametrize(("unscaled", "place"), [(True, 0), (False, 3)])
+def test_a_loss_scale_below_one(unscaled, place):
+    model, optimizer = model_and_optimizer()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with watching(model) as seen:
+        train_scaled(model, optimizer, scaler, limit=1e3, scale=2.0**-6, unscaled=unscaled)
+    places = [clipping(seen, frame=frame)[2] for frame in range(len(seen.frames))]
+    assert [seen_place for seen_place in places if not math.isnan(seen_place)][-1] == place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -213,6 +214,7 @@ WEIGHTS = {
     "the other way round": (lambda loss: -loss, -1.0),
     "a mean of one": (lambda loss: loss.mean(), 1.0),
     "a large number": (lambda loss: loss * 1024, 1024.0),
+    "tokens, a power of two": (lambda loss: loss / torch.tensor(512.0), 1 / 512),
     "stacked": (lambda loss: torch.stack([loss, loss]).mean(), 0.5),
     "summed": (lambda loss: sum([loss * 0.1]), 0.1),
     "less": (lambda loss: 1 - 2 * loss, -2.0),
@@ -384,3 +386,19 @@ def test_the_graph_is_counted_where_it_was_read():
     nodes = [seen.get("step.graph_nodes", "(step)", step=i) for i in range(4)]
     assert nodes[0] < nodes[1] < nodes[2]
     assert math.isnan(nodes[3])
+
+
+def test_losses_near_the_end_of_float32_warn_nobody():
+    """A warning of numpy's would speak in the user's program, and end the watching where warnings are errors."""
+    model = nn.Linear(4, 3)
+    with torch.no_grad():
+        model.weight.fill_(3e37)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with watching(model) as seen:
+            for _ in range(2):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(torch.full((32, 4), 2.0)), torch.zeros(32, dtype=torch.long)).backward()
+                optimizer.step()
+    assert len(seen.frames) == 2

@@ -320,7 +320,7 @@ def test_not_where_the_batch_is_changed_in_place():
 
 
 def test_not_where_a_wrapper_spreads_the_model():
-    model = nn.DataParallel(classifier())
+    model = nn.Sequential(nn.DataParallel(classifier()))
     assert "wrapped by DataParallel" in why(model, loop(model, sgd(model, 3.0)))
 
 
