@@ -7,6 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from gradscope import middles
 from gradscope.blowup import MEMORY
 from gradscope.blowup import ordinary_gradient
 from gradscope.blowup import worst_loss
@@ -64,7 +65,7 @@ def accident(timeline: Timeline, sizes: Floats, step: int) -> bool:
         return False
     if len(after) <= GRACE or np.count_nonzero(timeline.steps > step) <= GRACE:
         return worst_loss(timeline, 0) <= MODERATE * start
-    return bool(np.median(after[:SOON]) <= BACK * start and _settled(timeline, sizes, step))
+    return bool(middles.median(after[:SOON]) <= BACK * start and _settled(timeline, sizes, step))
 
 
 def _after(timeline: Timeline, step: int) -> Floats:
@@ -109,7 +110,7 @@ def gravity_of(timeline: Timeline, sizes: Floats, probe: StepQuality, *, far: bo
 def _halved(timeline: Timeline, probe: StepQuality) -> bool:
     """Whether the losses from the second after the step on, two at least, are half of what it was before: it did no harm."""
     since = timeline.loss[timeline.loss_steps > probe.step + 1][:SOON]
-    return len(since) >= GRACE - 1 and bool(np.median(since) <= HALVED * probe.loss_before)
+    return len(since) >= GRACE - 1 and bool(middles.median(since) <= HALVED * probe.loss_before)
 
 
 def leads_nowhere(timeline: Timeline, size: float, probe: StepQuality) -> bool:
@@ -127,7 +128,7 @@ def borne_out(timeline: Timeline, probe: StepQuality) -> bool:
     """Whether a loss soon after went up by half as much as the step's own batch did, or the losses did not come down."""
     soon = timeline.loss[(timeline.loss_steps > probe.step) & (timeline.loss_steps <= probe.step + SOON)]
     stayed = (soon <= (probe.loss_before + probe.loss_after) / 2).all()
-    return not (stayed and len(soon) and np.median(soon) < probe.loss_before)
+    return not (stayed and len(soon) and middles.median(soon) < probe.loss_before)
 
 
 def wiping(timeline: Timeline, sizes: Floats, least: float) -> npt.NDArray[np.intp]:
@@ -141,7 +142,7 @@ def wiping(timeline: Timeline, sizes: Floats, least: float) -> npt.NDArray[np.in
     if len(rows) < IN_A_ROW:
         return rows[:0]
     windows = np.lib.stride_tricks.sliding_window_view(rows, IN_A_ROW)
-    medians = np.median(sizes[windows], axis=1)
+    medians = middles.medians(sizes[windows])
     five = windows[int(np.argmax(medians))]
     long = five[sizes[five] >= least]
     return long if medians.max() >= least and ordinary_gradient(timeline, int(timeline.steps[long[0]])) else rows[:0]

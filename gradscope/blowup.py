@@ -9,6 +9,7 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from gradscope import middles
 from gradscope.depth import has_norm
 from gradscope.depth import is_residual
 from gradscope.depth import step_sizes
@@ -320,9 +321,9 @@ def _calm(timeline: Timeline, step: int) -> bool:
     """Whether the steps before this one are known to have been ordinary, as far as anything is known of them."""
     near = (timeline.pulse("step") < step) & (timeline.pulse("step") >= step - SOON)
     rates, norms = timeline.pulse("learning_rate")[near], timeline.gradient_norms[near]
-    rose = len(rates) > 0 and bool(rates[-1] > 1.5 * np.median(rates))
+    rose = len(rates) > 0 and bool(rates[-1] > 1.5 * middles.median(rates))
     known = norms[np.isfinite(norms)]
-    steep = np.isinf(norms).any() or (len(known) > 2 and bool(known[-1] > LEAP * np.median(known[:-1])))
+    steep = np.isinf(norms).any() or (len(known) > 2 and bool(known[-1] > LEAP * middles.median(known[:-1])))
     rows = np.flatnonzero(timeline.steps < step)[-3:]
     short = not reaches(step_sizes(timeline)[rows], compounded(timeline)[rows], LONG_STEP).any()
     return len(rows) > 0 and short and not rose and not steep and not climbed(timeline, step)

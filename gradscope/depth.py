@@ -10,6 +10,7 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from gradscope import middles
 from gradscope.records import ParameterInfo
 from gradscope.records import Remedy
 from gradscope.timeline import Timeline
@@ -86,7 +87,7 @@ def matrix_ratios(timeline: Timeline) -> dict[str, float]:
 def begins_tiny(timeline: Timeline) -> bool:
     """Whether most matrices begin so small that any step is a large one beside them; a normalisation makes that good."""
     rhos = {} if has_norm(timeline) else matrix_ratios(timeline)
-    return bool(rhos) and float(np.median(list(rhos.values()))) < TINY
+    return bool(rhos) and middles.median(list(rhos.values())) < TINY
 
 
 def most_matrix_ratios(timeline: Timeline) -> dict[str, float]:
@@ -137,7 +138,7 @@ class InitGrowth:
     @property
     def rho(self) -> float:
         """The median layer's."""
-        return float(np.median(list(self.rhos.values())))
+        return middles.median(list(self.rhos.values()))
 
     @property
     def total(self) -> float:
@@ -160,14 +161,14 @@ def init_growth(timeline: Timeline) -> InitGrowth | None:
     signal = decades(timeline.column("activation.signal")[0][sites])
     slope = theil_sen(signal)
     if np.isnan(signal).all() and not residual:
-        slope = 0.5 * math.log10(float(np.median(list(rhos.values()))))
+        slope = 0.5 * math.log10(middles.median(list(rhos.values())))
     return InitGrowth(rhos, slope, len(sites), "blocks" if residual else "layers")
 
 
 def init_remedy(growth: InitGrowth) -> Remedy:
     """Rescale each layer's initial weights by 1 / sqrt(rho)."""
     factors = {path: 1 / math.sqrt(rho) for path, rho in growth.rhos.items()}
-    middle = float(np.median(list(factors.values())))
+    middle = middles.median(list(factors.values()))
     return Remedy(
         f"Multiply each layer's initial weights by 1/sqrt(rho), {middle:.3g} in the median layer, or initialise them with "
         "nn.init.kaiming_normal_ and the nonlinearity that follows.",
@@ -179,7 +180,7 @@ def init_remedy(growth: InitGrowth) -> Remedy:
 def matrix_remedy(rhos: Mapping[str, float]) -> Remedy:
     """Rescale each matrix by 1 / sqrt(rho), where it stands by itself too."""
     factors = {name: 1 / math.sqrt(rho) for name, rho in rhos.items()}
-    middle = float(np.median(list(factors.values())))
+    middle = middles.median(list(factors.values()))
     return Remedy(
         f"Multiply each matrix's initial values by 1/sqrt(rho), {middle:.3g} in the median one: draw them with a standard "
         "deviation of sqrt(2 / fan_in) before a ReLU, and of 1 / sqrt(fan_in) at the end.",

@@ -10,6 +10,7 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from gradscope import middles
 from gradscope.records import ModuleInfo
 from gradscope.records import Remedy
 from gradscope.records import Severity
@@ -133,7 +134,7 @@ def growth(series: npt.NDArray[np.float64]) -> tuple[float, float]:
     known = series[np.isfinite(series) & (series > 0)]
     if not len(known):
         return float("nan"), float("nan")
-    return float(np.median(known[:3]) if len(known) > 3 else known[0]), float(known[-1])
+    return float(middles.median(known[:3]) if len(known) > 3 else known[0]), float(known[-1])
 
 
 def overshoot(timeline: Timeline) -> StepQuality | None:
@@ -214,7 +215,7 @@ def clipping_norm(timeline: Timeline) -> float:
     norms = timeline.pulse("gradient_norm")
     calm = timeline.pulse("step") < (np.inf if timeline.onset is None else timeline.onset)
     norms = norms[calm & np.isfinite(norms) & (norms > 0)][-200:]
-    return float(f"{np.percentile(norms, 90):.2g}") if len(norms) else 1.0
+    return float(f"{middles.percentile(norms, 90):.2g}") if len(norms) else 1.0
 
 
 def calm_clipping(timeline: Timeline, *, before: int | None = None) -> Remedy | None:
@@ -228,7 +229,7 @@ def calm_clipping(timeline: Timeline, *, before: int | None = None) -> Remedy | 
     calm = norms[(steps < (np.inf if until is None else until)) & np.isfinite(norms) & (norms > 0)][-200:]
     if len(calm) < LEAST_CALM:
         return None
-    limit = float(f"{np.percentile(calm, 90):.2g}")
+    limit = float(f"{middles.percentile(calm, 90):.2g}")
     return Remedy(
         f"Clip the gradient at {limit:g}, the 90th percentile of the norms of {len(calm)} calm steps.",
         f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={limit:g})  # between backward() and optimizer.step()",

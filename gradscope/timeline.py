@@ -11,6 +11,7 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from gradscope import middles
 from gradscope.lacking import lacking
 from gradscope.lacking import lacking_fact
 from gradscope.records import PULSE_FIELDS
@@ -279,7 +280,7 @@ class Timeline:
         known = len(self.loss) and np.isfinite(self.loss[0]) and not self.noisy_loss
         start = float(self.loss[0]) if known else median_of(self.loss[:3])
         level = level_start(self.loss)
-        return min(start, float(np.median(level))) if len(level) >= 3 else start
+        return min(start, middles.median(level)) if len(level) >= 3 else start
 
     @cached_property
     def last_loss(self) -> float:

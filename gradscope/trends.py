@@ -7,6 +7,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from gradscope import middles
+
 Floats = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
 Table = npt.NDArray[np.float32]
@@ -33,7 +35,7 @@ def theil_sen(values: Floats) -> float:
         return float("nan")
     y = np.asarray(values, dtype=np.float64)[index]
     i, j = np.triu_indices(len(index), k=1)
-    return float(np.median((y[j] - y[i]) / (index[j] - index[i])))
+    return middles.median((y[j] - y[i]) / (index[j] - index[i]))
 
 
 def geometric(values: Floats) -> tuple[float, float]:
@@ -116,7 +118,7 @@ def level_start(values: Floats) -> npt.NDArray[np.float64]:
     first = np.asarray(values[:START], dtype=np.float64)
     if len(first) < LEAST_START or not (np.abs(first) < 1e100).all():  # finite, and so are their differences
         return first[:0]
-    sigma = float(np.median(np.abs(np.diff(first, 2)))) / 0.6745 / math.sqrt(6)
+    sigma = middles.median(np.abs(np.diff(first, 2))) / 0.6745 / math.sqrt(6)
     away = np.abs(first[:MOST_LEVEL] - first[0]) > NOISE * math.sqrt(2) * sigma
     return first[: int(np.argmax(away)) if away.any() else MOST_LEVEL]
 
@@ -127,14 +129,14 @@ def as_high_before(values: Floats, since: int, ceiling: float) -> bool:
     Of squared errors of which 2 % are absurd every other batch's may be a hundred times the usual.
     """
     last, before = values[since:], values[:since]
-    return 0 < len(last) < FOR_GOOD and bool(((before > ceiling) & (AS_HIGH * before >= np.median(last))).any())
+    return 0 < len(last) < FOR_GOOD and bool(((before > ceiling) & (AS_HIGH * before >= middles.median(last))).any())
 
 
 def smoothed(values: Floats, *, width: int = 5) -> npt.NDArray[np.float64]:
     """Running median of the last ``width`` values; the start looks back on what there is. NaN counts as infinity."""
     y = np.where(np.isnan(values), np.inf, np.asarray(values, dtype=np.float64))
     padded = np.concatenate([np.repeat(y[:1], width - 1), y])
-    return np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=1) if len(y) else y
+    return middles.medians(np.lib.stride_tricks.sliding_window_view(padded, width)) if len(y) else y
 
 
 def carried_on(table: Table) -> Table:
@@ -147,7 +149,7 @@ def carried_on(table: Table) -> Table:
 def median_of(values: Floats) -> float:
     """Median of the finite values; NaN where there is none."""
     finite = np.asarray(values)[np.isfinite(values)]
-    return float(np.median(finite)) if len(finite) else float("nan")
+    return middles.median(finite) if len(finite) else float("nan")
 
 
 def spans_of(steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from gradscope import middles
 from gradscope.records import RunInfo
 
 Floats = npt.NDArray[np.float64]
@@ -66,7 +67,7 @@ def in_a_step(weights: npt.NDArray[np.floating], backwards: Floats, info: RunInf
     Where the losses of a step's backward calls add up, each is a part of one mean; a sum is one over the terms of all calls.
     """
     means = not any(loss.reduction == "sum" for loss in (info.wiring.losses if info.wiring else ()))
-    calls = float(np.median(backwards)) if info.losses_add_up and means and len(backwards) else 1.0
+    calls = middles.median(backwards) if info.losses_add_up and means and len(backwards) else 1.0
     return weights.astype(np.float64) * calls
 
 
@@ -79,7 +80,7 @@ def of_all(weights: npt.NDArray[np.floating], first: float, *, alike: bool) -> f
     known = np.isfinite(weights)
     if weights.shape[1] < 2 or not known.any() or not first > 0:
         return 1.0
-    whole = float(np.median(np.where(known, weights, 0.0)[known.any(axis=1)].sum(axis=1, dtype=np.float64)))
+    whole = middles.median(np.where(known, weights, 0.0)[known.any(axis=1)].sum(axis=1, dtype=np.float64))
     return whole / first if alike or abs(whole - 1) < ALL_BUT_ONE else float("nan")
 
 
@@ -102,7 +103,7 @@ def usual_variance(means: npt.NDArray[np.floating], rms: npt.NDArray[np.floating
     with np.errstate(over="ignore", invalid="ignore"):
         variances = whole**2 - mean**2
         told = np.isfinite(variances) & (variances > (LEAST_SPREAD * whole) ** 2)
-    whole_weight = float(np.median(weight.sum(axis=1))) if told.size and weight.shape[1] > 1 else 1.0
+    whole_weight = middles.median(weight.sum(axis=1)) if told.size and weight.shape[1] > 1 else 1.0
     if not told.size or not told.all() or abs(whole_weight - 1) >= ALL_BUT_ONE:
         return 0.0
-    return float(np.median((weight * variances).sum(axis=1) / weight.sum(axis=1)))
+    return middles.median((weight * variances).sum(axis=1) / weight.sum(axis=1))

@@ -10,6 +10,7 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from gradscope import middles
 from gradscope.depth import plain
 from gradscope.evidence import PATIENCE
 from gradscope.evidence import gravity
@@ -110,11 +111,11 @@ class Bf16StalledUpdates(Rule):
         known = np.isfinite(shares)
         stalled = row_medians(shares.T)
         counted = stalled[known.sum(axis=0) >= self.least_samples]
-        if len(counted) and np.median(counted) > self.stalled:
+        if len(counted) and middles.median(counted) > self.stalled:
             rows = np.flatnonzero(row_medians(shares) > self.stalled)
             held = np.zeros(len(timeline.schema.parameters), dtype=bool)
             held[places[(stalled > self.stalled) & (known.sum(axis=0) >= self.least_samples)]] = True
-            yield self._hit(timeline, parameter_names(timeline, held), rows, float(np.median(counted)))
+            yield self._hit(timeline, parameter_names(timeline, held), rows, middles.median(counted))
 
     def _shares(self, timeline: Timeline, places: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
         """Share of the elements with a gradient that stayed the same, on steps with a rate as it mostly is; NaN elsewhere."""

@@ -11,6 +11,7 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from gradscope import middles
 from gradscope.depth import plain
 from gradscope.depth import step_sizes
 from gradscope.evidence import gravity
@@ -108,7 +109,7 @@ class ClippingTooTight(Rule):
         limit = self._limit(timeline)
         if limit is not None:
             yield self._hit_of_elements(timeline, limit, size)
-        elif len(rows) >= self.least_calls and np.mean(left < 1) > self.least_share and np.median(left) < self.most_left:
+        elif len(rows) >= self.least_calls and np.mean(left < 1) > self.least_share and middles.median(left) < self.most_left:
             yield self._hit(timeline, rows, left, size)
         elif not len(rows) and (norm := self._norm(timeline)) is not None:
             yield self._hit_of_norm(timeline, norm, size)
@@ -119,11 +120,11 @@ class ClippingTooTight(Rule):
         norms = norms[np.isfinite(norms) & (norms > 0)]
         if len(norms) < self.least_norms or len(losses) < self.least_norms:
             return None
-        limit = float(np.median(norms))
-        noise = float(np.median(np.abs(np.diff(losses)))) / max(abs(float(np.median(losses))), 1e-12)
+        limit = middles.median(norms)
+        noise = middles.median(np.abs(np.diff(losses))) / max(abs(middles.median(losses)), 1e-12)
         away = np.abs(norms - limit) / limit
         steady = np.mean(away <= SAME_NORM) > self.least_share
-        return limit if steady and noise >= 10 * max(float(np.median(away)), LEAST_NOISE) else None
+        return limit if steady and noise >= 10 * max(middles.median(away), LEAST_NOISE) else None
 
     def _hit_of_norm(self, timeline: Timeline, limit: float, size: float) -> Hit:
         rate = usual_rate(timeline)
@@ -155,7 +156,7 @@ class ClippingTooTight(Rule):
         rows = seen.sum(axis=1) >= LEAST_PARAMETERS
         if np.count_nonzero(rows) < self.least_calls:
             return None
-        limit = float(np.median(largest[rows][seen[rows]]))
+        limit = middles.median(largest[rows][seen[rows]])
         same = seen & (np.abs(largest - limit) <= SAME * limit)
         alike = same[rows].sum(axis=1) >= self.least_alike * seen[rows].sum(axis=1)
         full = median_of((norms / (limit * np.sqrt(sizes)))[rows])
@@ -183,8 +184,8 @@ class ClippingTooTight(Rule):
     def _hit(self, timeline: Timeline, rows: npt.NDArray[np.intp], left: npt.NDArray[np.float64], size: float) -> Hit:
         norms = timeline.column("step.clip_norm")[rows, 0]
         limit = median_of(timeline.column("step.clip_limit")[rows, 0])
-        rate, median = usual_rate(timeline), float(np.median(left))
-        better = float(f"{np.percentile(norms[-LOOK:], 90):.2g}")
+        rate, median = usual_rate(timeline), middles.median(left)
+        better = float(f"{middles.percentile(norms[-LOOK:], 90):.2g}")
         acts = f" A learning rate of {rate:g} acts like {rate * median:.2g}." if math.isfinite(rate) else ""
         return Hit(
             modules=(),

@@ -10,6 +10,7 @@ from typing import final
 
 import numpy as np
 
+from gradscope import middles
 from gradscope.depth import plain
 from gradscope.evidence import PATIENCE
 from gradscope.evidence import gravity
@@ -118,7 +119,7 @@ class Fp16Underflow(Rule):
         if enough and ((rms[lost] > 0).any() or self._nothing_left(timeline, layers[-1])):
             names = tuple(layer.module.path for layer, is_lost in zip(layers, lost, strict=True) if is_lost)
             rows = np.flatnonzero(judged[:, lost].any(axis=1))
-            yield self._underflow(timeline, names, rows, float(np.median(rms[lost])), float(np.median(zeros[lost])))
+            yield self._underflow(timeline, names, rows, middles.median(rms[lost]), middles.median(zeros[lost]))
 
     def _nothing_left(self, timeline: Timeline, last: Layer) -> bool:
         """Whether not even the last layer's output gets a gradient, under a loss that has one."""

@@ -9,6 +9,7 @@ from typing import final
 
 import numpy as np
 
+from gradscope import middles
 from gradscope.depth import InitGrowth
 from gradscope.depth import has_norm
 from gradscope.depth import init_growth
@@ -123,7 +124,7 @@ class InitTooSmall(Rule):
             return
         short = len(rhos) < self.least_layers
         known = np.array(list(rhos.values()))
-        total, rho = 0.5 * float(np.log10(known).sum()), float(np.median(known))
+        total, rho = 0.5 * float(np.log10(known).sum()), middles.median(known)
         output = float(given(timeline, "input_signal")[0])  # over the batch: biases do not show in it
         tiny = rho < (self.few_rho if short else self.most_rho)
         if tiny and total < self.most_total and output < 10**self.most_total:

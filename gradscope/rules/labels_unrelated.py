@@ -10,6 +10,7 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from gradscope import middles
 from gradscope.depth import plain
 from gradscope.depth import step_sizes
 from gradscope.evidence import warming_up
@@ -106,7 +107,7 @@ class LabelsUnrelated(Rule):
         halves = np.std(recent) / (len(recent) // 2) ** 0.5
         variances = given(timeline, "target_rms") ** 2 - given(timeline, "target_mean") ** 2
         known = variances[np.isfinite(variances)]
-        level = np.std(known) / np.median(known) / len(known) ** 0.5 if len(known) and np.median(known) > 0 else 0.0
+        level = np.std(known) / middles.median(known) / len(known) ** 0.5 if len(known) and middles.median(known) > 0 else 0.0
         return float(np.clip(self.deviations * np.hypot(halves, level), self.near, self.most_near))
 
     def _in_order(self, timeline: Timeline, loss: LossInfo) -> bool:

@@ -11,6 +11,7 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from gradscope import middles
 from gradscope.evidence import calm_clipping
 from gradscope.records import Hit
 from gradscope.records import Remedy
@@ -121,7 +122,7 @@ class LossDivergence(Rule):
             return None
         count = len(loss) // width
         blocks = loss[-count * width :].reshape(count, width)
-        levels = np.median(blocks, axis=1)
+        levels = middles.medians(blocks)
         best = int(np.argmin(levels[:-1]))
         low, now, first = float(levels[best]), float(levels[-1]), timeline.first_loss
         if not (first > low and now > low + self.given_back * max(first - low, abs(low))):

@@ -12,6 +12,7 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from gradscope import middles
 from gradscope.aftermath import accident
 from gradscope.aftermath import begins_amid
 from gradscope.aftermath import changed_by_hand
@@ -329,7 +330,7 @@ class LrTooHigh(Rule):
         if len(rows) < self.sustained_frames or timeline.step_count < self.sustained_steps:
             return None
         gone = timeline.several_objectives or timeline.converged or timeline.progressing
-        if gone or recovered(timeline, float(timeline.loss[0])) or not np.median(sizes[rows]) >= self.large_step:
+        if gone or recovered(timeline, float(timeline.loss[0])) or not middles.median(sizes[rows]) >= self.large_step:
             return None
         story = f"the loss went from {timeline.first_loss:.3g} to {timeline.last_loss:.3g} in {timeline.step_count} steps"
         rows = rows[sizes[rows] >= self.large_step]
@@ -396,5 +397,5 @@ class LrTooHigh(Rule):
 
     def _better(self, rate: float, sizes: npt.NDArray[np.float64]) -> float:
         finite = sizes[np.isfinite(sizes)]
-        factor = self.good_step / float(np.median(finite)) if len(finite) else 1e-3
+        factor = self.good_step / middles.median(finite) if len(finite) else 1e-3
         return one_digit(rate * min(factor, self.least_cut))

@@ -10,6 +10,7 @@ from typing import final
 
 import numpy as np
 
+from gradscope import middles
 from gradscope.depth import one_digit
 from gradscope.depth import plain
 from gradscope.evidence import matrices
@@ -114,7 +115,7 @@ class LrTooLow(Rule):
             return
         if warming_up(timeline) or self._tiny_gradient(timeline):
             return
-        yield self._hit(timeline, ratios, float(np.median(known)))
+        yield self._hit(timeline, ratios, middles.median(known))
 
     def _at_peak(self, timeline: Timeline, *, scheduled: bool) -> np.ndarray:
         """The sampled steps that are judged: all, or those near the peak of a rate that has decayed and was long there."""
@@ -140,8 +141,8 @@ class LrTooLow(Rule):
         """Whether the loss changed by less than the threshold from the first half to the second, or no more than by chance."""
         if not np.isfinite(timeline.loss).all() or timeline.learning:
             return False
-        parts = np.array([np.median(part) for part in np.array_split(timeline.loss, min(40, len(timeline.loss)))])
-        before, after = np.median(parts[: len(parts) // 2]), np.median(parts[len(parts) // 2 :])
+        parts = np.array([middles.median(part) for part in np.array_split(timeline.loss, min(40, len(timeline.loss)))])
+        before, after = middles.median(parts[: len(parts) // 2]), middles.median(parts[len(parts) // 2 :])
         return bool(abs(after - before) < self.most_change * abs(before)) or not falls(parts, z=self.surely)
 
     def _scheduled(self, timeline: Timeline) -> bool:
@@ -153,14 +154,14 @@ class LrTooLow(Rule):
     def _tiny_gradient(self, timeline: Timeline) -> bool:
         held = matrices(timeline)  # an output layer's bias has its gradient also where those of all weights vanish
         gradients = timeline.column("weight_gradient.norm")[:, held]
-        gradient = float(np.median(np.sqrt(np.nansum(np.square(gradients, dtype=np.float64), axis=1))))
+        gradient = middles.median(np.sqrt(np.nansum(np.square(gradients, dtype=np.float64), axis=1)))
         eps = [optimizer.settings["eps"] for optimizer in timeline.info.optimizers if "eps" in optimizer.settings]
         if eps:
             names = {site.path for site, holds in zip(timeline.schema.parameters, held, strict=True) if holds}
             size = sum(p.size for p in timeline.info.parameters if p.name in names)
             return not gradient / math.sqrt(max(size, 1)) >= self.eps_margin * max(eps)
         weights = timeline.held("weight.norm")[:, held]
-        weight = float(np.median(np.sqrt(np.nansum(np.square(weights, dtype=np.float64), axis=1))))
+        weight = middles.median(np.sqrt(np.nansum(np.square(weights, dtype=np.float64), axis=1)))
         return not gradient >= self.least_gradient * weight
 
     def _hit(self, timeline: Timeline, ratios: np.ndarray, ratio: float) -> Hit:

@@ -10,6 +10,7 @@ from typing import final
 
 import numpy as np
 
+from gradscope import middles
 from gradscope.depth import LEAST_BLOCKS
 from gradscope.depth import begins_at_zero
 from gradscope.depth import decades
@@ -113,14 +114,14 @@ class MissingNormalization(Rule):
     def _residual(self, timeline: Timeline) -> Iterator[Hit]:
         blocks = list(timeline.blocks)
         rhos = list(init_ratios(timeline).values())
-        if not rhos or not self.least_rho <= np.median(rhos) <= self.most_rho:
+        if not rhos or not self.least_rho <= middles.median(rhos) <= self.most_rho:
             return
         if len(blocks) < self.least_blocks:
-            yield from self._unseen_stream(timeline, float(np.median(rhos)))
+            yield from self._unseen_stream(timeline, middles.median(rhos))
             return
         slope = theil_sen(decades(timeline.column("activation.rms")[0][blocks]))
         if slope >= self.least_slope:
-            yield self._residual_hit(timeline, blocks, slope, float(np.median(rhos)))
+            yield self._residual_hit(timeline, blocks, slope, middles.median(rhos))
 
     def _unseen_stream(self, timeline: Timeline, rho: float) -> Iterator[Hit]:
         """Branches that the model itself adds up: no module puts out the sum, but what the layers make of it grows along."""

@@ -62,7 +62,8 @@ class NonfiniteGradients(Rule):
     def check(self, timeline: Timeline) -> Iterator[Hit]:
         norms = timeline.pulse("gradient_norm")
         in_frames = (timeline.column("weight_gradient.nonfinite") > 0) & timeline.trained
-        steps = np.union1d(timeline.pulse("step")[np.isinf(norms)], timeline.steps[in_frames.any(axis=1)]).astype(np.int64)
+        found = {*timeline.pulse("step")[np.isinf(norms)].tolist(), *timeline.steps[in_frames.any(axis=1)].tolist()}
+        steps = np.array(sorted(found), dtype=np.int64)
         if len(steps):
             known = int((~np.isnan(norms)).sum())
             names = parameter_names(timeline, in_frames[in_frames.any(axis=1)][0]) if in_frames.any() else []

@@ -10,6 +10,7 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from gradscope import middles
 from gradscope.depth import plain
 from gradscope.evidence import usual_rate
 from gradscope.evidence import works
@@ -83,12 +84,12 @@ class OscillatingLoss(Rule):
             return
         if timeline.several_objectives or timeline.converged or timeline.progressing or self._rate_varies(timeline):
             return
-        low, level, high = np.percentile(losses, (10, 50, 90))
+        low, level, high = (middles.percentile(losses, share) for share in (10, 50, 90))
         if not level > 0 or high - low < self.least_swing * level:
             return
         period = self._period(losses)
         if period is not None:
-            yield self._hit(timeline, (float(low), float(level), float(high)), period, len(losses))
+            yield self._hit(timeline, (low, level, high), period, len(losses))
 
     def _rate_varies(self, timeline: Timeline) -> bool:
         rates = timeline.pulse("learning_rate")[-self.window :]

@@ -10,6 +10,7 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from gradscope import middles
 from gradscope.blowup import LONG_STEP
 from gradscope.blowup import leaps
 from gradscope.depth import plain
@@ -303,7 +304,7 @@ def _clipped(timeline: Timeline, step: int, *, first: str = "") -> Remedy:
     """Clip the gradient at what 99 % of those before the step stay under, after the code in ``first``."""
     norms = timeline.pulse("gradient_norm")[timeline.pulse("step") < step]
     norms = norms[np.isfinite(norms) & (norms > 0)][-200:]
-    clip = float(f"{np.percentile(norms, 99):.2g}") if len(norms) else 1.0
+    clip = float(f"{middles.percentile(norms, 99):.2g}") if len(norms) else 1.0
     return Remedy(
         f"Look at the batch of step {step} and repair or drop the sample; clip the gradient at {clip:g}, under which 99 % of "
         "the steps before it stay.",

@@ -10,6 +10,7 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from gradscope import middles
 from gradscope.depth import decades
 from gradscope.depth import depth_sites
 from gradscope.depth import has_norm
@@ -118,7 +119,7 @@ class VanishingGradients(Rule):
         held: npt.NDArray[np.intp],
     ) -> Hit:
         row = int(held[0]) - self.window + 1
-        typical = float(np.median(slope[row : held[-1] + 1][np.isfinite(slope[row : held[-1] + 1])]))
+        typical = middles.median(slope[row : held[-1] + 1][np.isfinite(slope[row : held[-1] + 1])])
         total = typical * (len(sites) - 1)
         unit = "blocks" if is_residual(timeline) else "layers"
         names = tuple(timeline.schema.modules[site].path for site in sites)

@@ -17,12 +17,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import Optimizer
 from torch.utils._pytree import tree_map
 
+from gradscope import middles
 from gradscope.capture.naming import parameters_of
 from gradscope.capture.probe.forward_again import Forward
 from gradscope.capture.probe.linesearch import overshoot
@@ -174,7 +174,7 @@ def _scales(before: Weights, model: torch.nn.Module, info: RunInfo) -> dict[int,
     rhos = {key: rho for key, rho in rhos.items() if rho > 0 and math.isfinite(rho)}
     last = id(tensors.get(layers[-1][1].name)) if layers else 0
     usual = [rho for key, rho in rhos.items() if key != last]
-    if len(usual) < FEWEST_LAYERS - 1 or not np.median(usual) > LARGE_RHO:
+    if len(usual) < FEWEST_LAYERS - 1 or not middles.median(usual) > LARGE_RHO:
         return {}
     return {key: rho**-0.5 for key, rho in rhos.items() if key != last or rho > LARGE_RHO}
 
@@ -219,7 +219,7 @@ def _step_size(replay: Replay) -> float:
         for key, weight in replay.before.items()
         if weight.dim() >= 2
     ]
-    return float(np.median(sizes)) if sizes else math.inf
+    return middles.median(sizes) if sizes else math.inf
 
 
 def _normalising(modules: frozenset[int]) -> AbstractContextManager[None]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gradscope import middles
 from gradscope.depth import decades
 from gradscope.depth import slopes
 from gradscope.records import Array
@@ -90,5 +91,5 @@ def _fit(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any] | None
     if known.sum() < LEAST_FITTED:
         return None
     slope = theil_sen(logs) if len(logs) <= MOST_PAIRED else float(slopes(logs[None])[0])
-    intercept = float(np.median((logs - slope * np.arange(len(logs)))[known]))
+    intercept = middles.median((logs - slope * np.arange(len(logs)))[known])
     return {"slope": slope, "intercept": intercept, "count": int(known.sum())}
