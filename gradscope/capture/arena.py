@@ -144,6 +144,14 @@ class Arena:
         for row in self._rows:
             row.cells[to].stamp, row.cells[to].batch = row.cells[place].stamp, row.cells[place].batch
 
+    def adopt(self, other: Arena, place: int) -> None:
+        """Take what another arena of as many rows holds at one place for what this one does; it may hold nothing there."""
+        self._memory[place, : self.rows].copy_(other._memory[place, : self.rows])
+        began, stamp = other._turn.began[place], self._turn.began[place]
+        for row, taken in zip(self._rows, other._rows, strict=True):
+            there = taken.cells[place].stamp == began
+            row.cells[place].stamp = stamp if there else -1
+
     def filled_at(self, places: range) -> list[list[bool]]:
         """Which rows are filled; [places][rows]."""
         began = self._turn.began

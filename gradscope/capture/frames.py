@@ -135,6 +135,7 @@ class FrameMaker:
             for reading in readings:
                 start, end = end, end + len(reading.tensors)
                 extra.update(reading.columns(arrays[start:end]))
+            parameters.learn(columns)
             _unscale(columns, histograms, steps, arrays[end:], masks.stepped)
             self._deliver(_frames(schema, steps, columns, extra, histograms))
 

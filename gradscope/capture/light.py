@@ -25,20 +25,12 @@ class LightSteps:
         self._sampled = sampled
         self._guard = guard
 
-    def still_fits(self) -> bool:
-        """Whether the parameters are where they were when the stretch began; asked where steps are sampled."""
-        try:
-            return not self._holdings.have_changed(thorough=False)
-        except Exception:
-            self._guard()
-            return True
-
     def norm(self, optimizer: Optimizer, step: int) -> torch.Tensor | float | None:
         """The norm of the gradients that the optimizer is about to step with; a sampled step takes the weights, too."""
         try:
             norm = self._norms.of(tensors_of(optimizer), step, sampled=self._sampled.on)
             if self._sampled.on:
-                self._sampled.take_before(thorough=False)
+                self._sampled.take_before_light()
         except Exception:
             self._guard()
             return None

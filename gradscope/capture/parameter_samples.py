@@ -47,6 +47,7 @@ class Samples:
         self.tracked = [self._add(name, parameter, patterns) for name, parameter in parameters.items()]
         self._spread = any(map(is_spread, parameters.values()))
         self._weights = Views((), (), (), ())
+        self._found: list[int] = []  # held steps that found the weights as the step before had left them
         self._of: range | None = None  # the held steps from the first to the last in which anything was taken
 
     def _add(self, name: str, parameter: torch.nn.Parameter, patterns: dict[tuple[Any, ...], Grid | Block]) -> Sampled:
@@ -62,13 +63,17 @@ class Samples:
         weights = [local_of(t.parameter) for t in self.tracked] if self._spread else [t.parameter for t in self.tracked]
         addresses = tuple([weight.data_ptr() for weight in weights])
         if self._weights.addresses != addresses:
-            self._weights = views_of(list(zip(self.tracked, weights, strict=True)))
+            self._weights = views_of([(t, weight) for t, weight in zip(self.tracked, weights, strict=True) if t.fits(weight)])
         self._weights.copy_into(arena)
 
     def take_gradients(self) -> None:
         """Sample the gradients that are there, and laid out as their parameters are."""
         there = ((t, gradient_here(t.parameter) if self._spread else t.parameter.grad) for t in self.tracked)
         views_of([(t, gradient) for t, gradient in there if gradient is not None and t.fits(gradient)]).copy_into(self.gradient)
+
+    def find_before(self, place: int) -> None:
+        """The step at this place found the weights as the step before had left them."""
+        self._found.append(place)
 
     def end_step(self, place: int) -> None:
         if self.taking:
@@ -78,19 +83,25 @@ class Samples:
         """Of the weights in the held steps in which anything was taken; where wanted, of the last step's gradients."""
         if self._of is None:
             return [torch.zeros(rows, 0, dtype=torch.float32, device="cpu") for rows in (WEIGHT_ROWS, GRADIENT_ROWS)]
+        for place in self._found:
+            self.before.adopt(self.after, place)
         now, later = self._of, range(self._of.start + 1, self._of.stop + 1)
         spread_from = (len(now) - weighed) * len(self.tracked)
         weights = weight_table(self.before.held(now), self.after.held(later), self.after.held(now), spread_from=spread_from)
         return [weights, gradient_table(self.gradient.held(range(gradients)))]
 
     def masks(self, follows: Mask, *, gradients: bool) -> GroupMasks:
-        """``follows`` says of each held step whether the step before it was sampled too."""
+        """``follows`` says of each held step whether the step before it was sampled too. What came between two steps is not
+        known where the second was not looked at before it.
+        """
         now = self._of if self._of is not None else range(0)
         later = range(now.start + 1, now.stop + 1)
         arenas = ((self.before, now), (self.after, later), (self.after, now))
         filled = np.array([arena.filled_at(places) for arena, places in arenas], dtype=bool)
         before, after, after_last = filled.reshape(3, len(now), len(self.tracked))
-        after_last &= follows[now.start : now.stop, None]
+        looked = follows.copy()
+        looked[[place for place in self._found if place < len(follows)]] = False
+        after_last &= looked[now.start : now.stop, None]
         there = self.gradient.filled_at(_FIRST)[0] if gradients and self._of is not None else []
         return GroupMasks(now.start, before, after, after_last, np.array(there, dtype=bool))
 
@@ -100,6 +111,7 @@ class Samples:
         if amid:
             self.after.move(held + 1, 1)
             self.before.move(held, 0)
+        self._found = [0] if amid and held in self._found else []
         self._of = None
 
 

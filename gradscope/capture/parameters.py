@@ -27,6 +27,7 @@ from gradscope.capture.shards import local_of
 from gradscope.capture.transfer import to_device
 from gradscope.capture.transfer import together
 from gradscope.capture.turns import Turns
+from gradscope.records import Array
 from gradscope.records import Site
 from gradscope.trends import Mask
 
@@ -92,7 +93,9 @@ class ParameterProbe:
         self._last_norms: torch.Tensor | None = None  # float32 [parameters], of the sampled step before this one
         self._carried_norms: torch.Tensor | None = None  # the same as the step's first backward found them, where it was looked
         self._gradients_taken = False
-        self._remembers = False  # the step before this one was sampled
+        self._remembers = False  # the step before this one was sampled,
+        self._left = -1  # and left the weights at this version
+        self._moved_outside = False  # whether weights were seen to change between two steps
         self._held: list[_HeldStep] = []
 
     def describes(self, model: torch.nn.Module) -> bool:
@@ -162,6 +165,21 @@ class ParameterProbe:
         for samples in self._chosen:
             samples.take_weights(samples.before)
 
+    def find_before(self) -> None:
+        """The same in a row of light steps: where nothing has written to the weights since the last step's sample, and nothing
+        was ever seen to between two steps, they are as that step left them, and are read once. A write by way of ``.data``
+        shows at the next sample that is not a light one.
+        """
+        if self._remembers and not self._moved_outside and self.version == self._left:
+            for samples in self._chosen:
+                samples.find_before(len(self._held))
+        else:
+            self.take_before()
+
+    def learn(self, columns: Mapping[str, Array]) -> None:
+        """What samples have shown, once it is on the host."""
+        self._moved_outside |= bool((columns["update.outside_change"] > 0).any())
+
     def take_norms(self) -> None:
         """Take the gradients' norms as they are now; again after a step that worked them out in a closure."""
         known, self._at_hand = self._at_hand, NONE
@@ -230,6 +248,7 @@ class ParameterProbe:
         """After the optimizer's step: sample the weights again."""
         for samples in self._chosen:
             samples.take_weights(samples.after)
+        self._left = self.version
 
     def end_step(self, stepped: Collection[str]) -> None:
         """The sampled step is over. ``stepped`` are the parameters whose optimizers made it: only theirs is the update, and the

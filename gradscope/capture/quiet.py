@@ -100,10 +100,6 @@ class QuietSteps:
         if not due or self._pending is None or self._optimizer() is not optimizer:
             return
         started = perf_counter()
-        if self._stretch.sampled and not self._light.still_fits():
-            self.end()
-            self._watch.before_step(optimizer)
-            return
         self._norm = self._light.norm(optimizer, self._stretch.first + len(self._steps))
         self._norm_at = len(self._steps) + self._stretch.norm_every
         self._own += perf_counter() - started

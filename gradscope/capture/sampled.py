@@ -205,6 +205,12 @@ class SampledSteps:
         self.take_weights(thorough=thorough)
         self.take_gradients()
 
+    def take_before_light(self) -> None:
+        """The same at a light step in a row of such."""
+        parameters = self._holdings.parameters()
+        parameters.find_before()
+        parameters.take_norms()
+
     def take_weights(self, *, thorough: bool) -> None:
         """Sample the weights as they are before what moves them; a thorough step takes their exact norms too."""
         self._holdings.parameters().take_before()
