@@ -9,10 +9,10 @@ from typing import final
 import numpy as np
 import torch
 
-from gradscope.capture.sampling import GRID
 from gradscope.capture.sampling import MOST_BATCH
 from gradscope.capture.sampling import UNITS
 from gradscope.capture.sampling import Block
+from gradscope.capture.sampling import grid_shape
 from gradscope.capture.turns import Turn
 from gradscope.records import HISTOGRAM_BINS
 from gradscope.records import HISTOGRAM_LOWEST
@@ -123,7 +123,7 @@ class Arena:
         self._rows[row].select(flat, block)
 
     def copy(self, rows: tuple[int, ...], views: tuple[torch.Tensor, ...]) -> None:
-        """Copy views of the shape GRID into rows, all in one call."""
+        """Copy views of the shape of a grid into rows, all in one call."""
         cells, grids = self._grids.get((self._turn.place, rows)) or self._grids_of(rows)
         torch._foreach_copy_(grids, views)
         stamp = self._turn.stamp
@@ -131,11 +131,14 @@ class Arena:
             cell.stamp = stamp
 
     def _grids_of(self, rows: tuple[int, ...]) -> tuple[list[Cell], list[torch.Tensor]]:
-        """The cells of these rows at the place that is being filled, and views of them of the shape GRID."""
+        """The cells of these rows at the place that is being filled, and views of them of the shape of a grid."""
         cells = [self._rows[row].cells[self._turn.place] for row in rows]
         for cell in cells:
             cell.batch = 1
-        found = self._grids[self._turn.place, rows] = (cells, [cell.view.view(GRID) for cell in cells])
+        found = self._grids[self._turn.place, rows] = (
+            cells,
+            [cell.view.view(grid_shape(self._elements // UNITS)) for cell in cells],
+        )
         return found
 
     def move(self, place: int, to: int) -> None:

@@ -39,6 +39,7 @@ class Samples:
     def __init__(self, device: torch.device, turns: Turns, parameters: Mapping[str, torch.nn.Parameter], samples: int) -> None:
         self.device = device
         self.taking = True  # in this step
+        self._samples = samples  # of each unit
         room = len(parameters)
         self.before = Arena(device, turns.before, samples=samples, room=room)  # weights at the start of the optimizer's step
         self.after = Arena(device, turns.after, samples=samples, room=room)  # weights at the end of the optimizer's step
@@ -55,7 +56,7 @@ class Samples:
         local = local_of(parameter)
         layout = (tuple(local.shape), local.stride())
         if layout not in patterns:
-            patterns[layout] = parameter_grid(*layout) or parameter_block(*layout, self.device)
+            patterns[layout] = parameter_grid(*layout, self._samples) or parameter_block(*layout, self._samples, self.device)
         return Sampled(name, parameter, row, patterns[layout], local.shape, local.device)
 
     def take_weights(self, arena: Arena) -> None:

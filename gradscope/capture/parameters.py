@@ -20,8 +20,8 @@ from gradscope.capture.parameter_norms import norms_of
 from gradscope.capture.parameter_norms import norms_of_gradients
 from gradscope.capture.parameter_samples import Samples
 from gradscope.capture.parameter_tables import Masks
-from gradscope.capture.sampling import SAMPLES
 from gradscope.capture.sampling import VECTOR_SAMPLES
+from gradscope.capture.sampling import samples_for
 from gradscope.capture.shards import is_spread
 from gradscope.capture.shards import local_of
 from gradscope.capture.transfer import to_device
@@ -60,7 +60,9 @@ class ParameterProbe:
             if _can_be_tracked(parameter):
                 alike.setdefault((local_of(parameter).device, parameter.dim() > 1), {})[name] = parameter
         groups = {
-            (device, matrices): Samples(device, self._turns, members, SAMPLES if matrices else VECTOR_SAMPLES)
+            (device, matrices): Samples(
+                device, self._turns, members, samples_for(len(parameters)) if matrices else VECTOR_SAMPLES
+            )
             for (device, matrices), members in alike.items()
         }
         self._groups = tuple(groups.values())

@@ -17,8 +17,8 @@ SAMPLES = 32
 ELEMENTS = UNITS * SAMPLES
 VECTOR_SAMPLES = 8  # of UNITS of a parameter that is a vector: most have fewer elements than a matrix' sample
 MOST_BATCH = 8  # elements of the batch at one feature and position, whose variance is the signal
-MOST_SAMPLES = 2**14  # of a unit each in all modules' outputs of a step: 2 MiB, above which each is sampled more sparsely
-_RUN = 8
+MOST_SAMPLES = 2**14  # of a unit each, in all outputs or parameters: 2 MiB, above which each is sampled more sparsely
+_RUNS = 4  # of neighbours, which share a line of the cache
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -31,12 +31,9 @@ class Block:
     batch: int  # how many batch elements share a position: 1, 2, 4 or 8; positions are samples / batch
 
 
-GRID = (SAMPLES // _RUN, _RUN, UNITS)  # shape of a row of samples of a matrix: [runs of columns][columns][rows]
-
-
 @dataclass(frozen=True)
 class Grid:
-    """A view of ELEMENTS of a matrix, for ``as_strided``."""
+    """A view of UNITS x samples of a matrix, for ``as_strided``; [runs of columns][columns][rows]."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -69,31 +66,36 @@ def block(shape: tuple[int, ...], strides: tuple[int, ...], axes: Axes, samples:
     return Block(index, (_extent(shape, strides),), together)
 
 
-def samples_for(modules: int) -> int:
-    """How many samples of each unit stand for an output: fewer where there are very many, lest they fill the caches."""
-    affordable = (samples for samples in (SAMPLES, SAMPLES // 2) if samples * modules <= MOST_SAMPLES)
+def samples_for(tensors: int) -> int:
+    """How many samples of each unit stand for an output or a matrix: fewer where these are many, lest they fill the caches."""
+    affordable = (samples for samples in (SAMPLES, SAMPLES // 2) if samples * tensors <= MOST_SAMPLES)
     return next(affordable, SAMPLES // 4)
 
 
-def parameter_grid(shape: tuple[int, ...], strides: tuple[int, ...]) -> Grid | None:
+def grid_shape(samples: int) -> tuple[int, int, int]:
+    """Of a row that holds a grid."""
+    return (_RUNS, samples // _RUNS, UNITS)
+
+
+def parameter_grid(shape: tuple[int, ...], strides: tuple[int, ...], samples: int) -> Grid | None:
     """Like ``parameter_block``, as a view that takes no offsets; None for one that is small, or not laid out row by row.
 
     A copy of a view reads a matrix in one operation, and several matrices in one call.
     """
     rows, columns = shape[0] if shape else 0, math.prod(shape[1:])
     row_by_row = all(stride == math.prod(shape[d + 1 :]) for d, stride in enumerate(strides[1:], start=1))
-    if len(shape) < 2 or rows < UNITS or columns < SAMPLES or not row_by_row:
+    if len(shape) < 2 or rows < UNITS or columns < samples or not row_by_row:
         return None
-    between_runs = (columns - _RUN) // (SAMPLES // _RUN - 1)
-    return Grid(GRID, (between_runs, 1, (rows - 1) // (UNITS - 1) * strides[0]))
+    between_runs = (columns - samples // _RUNS) // (_RUNS - 1)
+    return Grid(grid_shape(samples), (between_runs, 1, (rows - 1) // (UNITS - 1) * strides[0]))
 
 
-def parameter_block(shape: tuple[int, ...], strides: tuple[int, ...], device: torch.device) -> Block:
+def parameter_block(shape: tuple[int, ...], strides: tuple[int, ...], samples: int, device: torch.device) -> Block:
     """The block of a parameter: rows of a matrix are its units, so that equal rows show; vectors are spread over whole."""
     if 0 in shape:
         return Block(to_device(torch.zeros(0, dtype=torch.int64, device="cpu"), device), (0,), 1)
     if len(shape) >= 2:
-        columns = _offsets(runs(math.prod(shape[1:]), SAMPLES), shape[1:], strides[1:])
+        columns = _offsets(runs(math.prod(shape[1:]), samples), shape[1:], strides[1:])
         offsets = columns[:, None] + spread(shape[0], UNITS)[None, :] * strides[0]
     else:
         offsets = spread(shape[0] if shape else 1, VECTOR_SAMPLES * UNITS) * (strides[0] if strides else 1)
@@ -115,11 +117,12 @@ def spread(size: int, count: int) -> npt.NDArray[np.int64]:
 
 
 def runs(size: int, count: int) -> npt.NDArray[np.int64]:
-    """Like ``spread``, but in runs of eight neighbours, which share a line of the cache."""
+    """Like ``spread``, but in a few runs of neighbours, which share a line of the cache."""
     if size < count:
         return spread(size, count)
-    starts = spread(size // _RUN, count // _RUN) * _RUN
-    return (starts[:, None] + np.arange(_RUN, dtype=np.int64)).reshape(-1)
+    run = count // _RUNS
+    starts = spread(size // run, _RUNS) * run
+    return (starts[:, None] + np.arange(run, dtype=np.int64)).reshape(-1)
 
 
 def _offsets(index: npt.NDArray[np.int64], shape: Sequence[int], strides: Sequence[int]) -> npt.NDArray[np.int64]:

@@ -58,37 +58,40 @@ def test_runs_are_of_neighbours_and_different_where_there_are_enough(size, count
     assert 0 <= found.min() <= found.max() < size
     assert len(set(found.tolist())) == min(size, count)
     if size >= count:
-        assert (found.reshape(-1, 8) - found[::8, None] == range(8)).all()
+        run = count // 4
+        assert (found.reshape(-1, run) - found[::run, None] == range(run)).all()
 
 
+@pytest.mark.parametrize("samples", [SAMPLES, SAMPLES // 4])
 @pytest.mark.parametrize("shape", [(40, 50), (64, 3, 5, 5), (3, 1000), (500, 2)])
-def test_a_parameters_block_has_one_row_in_each_column(shape):
+def test_a_parameters_block_has_one_row_in_each_column(shape, samples):
     tensor = torch.arange(torch.Size(shape).numel()).view(shape)
-    picked = tensor.flatten()[parameter_block(shape, tensor.stride(), CPU).index].view(SAMPLES, UNITS)
+    picked = tensor.flatten()[parameter_block(shape, tensor.stride(), samples, CPU).index].view(samples, UNITS)
     rows, columns = picked // tensor.stride(0), picked % tensor.stride(0)
     assert (rows == rows[:1]).all()
     assert (columns == columns[:, :1]).all()
     assert len(set(rows[0].tolist())) == min(shape[0], UNITS)
-    assert len(set(columns[:, 0].tolist())) == min(tensor.stride(0), SAMPLES)
+    assert len(set(columns[:, 0].tolist())) == min(tensor.stride(0), samples)
 
 
+@pytest.mark.parametrize("samples", [SAMPLES, SAMPLES // 2, SAMPLES // 4])
 @pytest.mark.parametrize("shape", [(32, 32), (40, 50), (64, 3, 5, 5), (1000, 33)])
-def test_a_parameters_grid_has_one_row_in_each_column(shape):
+def test_a_parameters_grid_has_one_row_in_each_column(shape, samples):
     tensor = torch.arange(torch.Size(shape).numel()).view(shape)
-    grid = parameter_grid(shape, tensor.stride())
-    picked = tensor.as_strided(grid.shape, grid.strides).reshape(SAMPLES, UNITS)
+    grid = parameter_grid(shape, tensor.stride(), samples)
+    picked = tensor.as_strided(grid.shape, grid.strides).reshape(samples, UNITS)
     rows, columns = picked // tensor.stride(0), picked % tensor.stride(0)
     assert (rows == rows[:1]).all()
     assert (columns == columns[:, :1]).all()
     assert len(set(rows[0].tolist())) == UNITS
-    assert len(set(columns[:, 0].tolist())) == SAMPLES
+    assert len(set(columns[:, 0].tolist())) == samples
 
 
 @pytest.mark.parametrize(
     "tensor", [torch.zeros(31, 99), torch.zeros(99, 31), torch.zeros(99), torch.zeros(64, 3, 5, 5).permute(0, 2, 3, 1)]
 )
 def test_a_parameter_that_is_small_or_laid_out_otherwise_has_no_grid(tensor):
-    assert parameter_grid(tuple(tensor.shape), tensor.stride()) is None
+    assert parameter_grid(tuple(tensor.shape), tensor.stride(), SAMPLES) is None
 
 
 @given(st.lists(st.integers(1, 9), max_size=4), st.randoms(use_true_random=False))
@@ -99,7 +102,7 @@ def test_offsets_stay_inside_in_any_layout(shape, random):
     axes = Axes(unit=len(shape) - 1 if shape else None, batch=0 if len(shape) > 1 else None)
     for found in (
         block(tuple(shape), tensor.stride(), axes, SAMPLES, CPU),
-        parameter_block(tuple(shape), tensor.stride(), CPU),
+        parameter_block(tuple(shape), tensor.stride(), SAMPLES, CPU),
     ):
         assert found.index.shape[0] in (ELEMENTS, VECTOR_SAMPLES * UNITS)
         assert 0 <= int(found.index.min()) <= int(found.index.max()) < found.flat[0] <= max(tensor.numel(), 1)
