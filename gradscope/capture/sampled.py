@@ -28,9 +28,9 @@ from gradscope.records import Frame
 
 GRAPHS_EARLY = (0, 1, 2, 6, 12)  # sampled steps whose graphs are read, then one in GRAPHS_EVERY
 GRAPHS_EVERY = 25
-MOST_HELD = 8  # sampled steps that are held back and reduced together,
+MOST_HELD = 16  # sampled steps that are held back and reduced together,
 MOST_SECONDS = 0.5  # and for how long: what a crash may cost
-MOST_ROWS = 1024  # of 4 KiB, that the places of the steps that are held back may take in all
+MOST_ROWS = 2048  # of 4 KiB, that the places of the steps that are held back may take in all
 HOOK_SECONDS = 1.5e-6  # what torch takes to call one hook, which the hook itself cannot see
 
 
