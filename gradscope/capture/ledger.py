@@ -26,8 +26,13 @@ class Ledger:
         self._bare = 0.0  # seconds that the steps took without what watching took of them
         self._rest = 0.0  # seconds that watching took beside the samples
         self.sampling = 0.0  # seconds that samples took
-        self._lent = 0.0  # seconds of them that are still to be earned
+        self.lent = 0.0  # seconds of them that are still to be earned
         self.credit = 0.0  # seconds earned for samples and not spent
+
+    @property
+    def spent(self) -> float:
+        """Seconds that watching has taken in all."""
+        return self.sampling + self._rest
 
     @property
     def bare_step(self) -> float:
@@ -42,22 +47,22 @@ class Ledger:
         self._rest += 0.0 if sampled else own
         self.sampling += own if sampled else 0.0
         gained = self._for_samples() - before
-        repaid = min(self._lent, (SHARE_FOR_DEBT if self._steps > HORIZON else 1.0) * max(gained, 0.0))
-        self._lent -= repaid
+        repaid = min(self.lent, (SHARE_FOR_DEBT if self._steps > HORIZON else 1.0) * max(gained, 0.0))
+        self.lent -= repaid
         self.credit = min(self.credit + gained - repaid, most) - (own if sampled else 0.0)
         if self.credit < 0:
-            self._lent -= self.credit
+            self.lent -= self.credit
             self.credit = 0.0
 
     def lend(self, seconds: float) -> None:
         """Something was bought beside the steps."""
         self.sampling += seconds
-        self._lent += seconds
+        self.lent += seconds
 
     def can_carry(self, seconds: float) -> bool:
         """Whether so much can be spent and be earned again: in a run's first steps, before these are over."""
         if self._steps >= HORIZON:
-            return self._lent + seconds <= HORIZON * self._budget * self.bare_step
+            return self.lent + seconds <= HORIZON * self._budget * self.bare_step
         rest = self._rest / max(self._steps, 1) * HORIZON
         return self.sampling + seconds + rest <= HORIZON * self._budget * self.bare_step
 

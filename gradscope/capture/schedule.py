@@ -22,13 +22,14 @@ LARGE = 1024  # rows, see ``rows_of``, from which a sampled step costs as much a
 # Sampled as well where nobody would notice, or where a run of a hundred steps can carry it: most such have long steps.
 DENSE_STEPS = 12
 EARLY_STEPS = frozenset((14, 17, 20, 24, 29, 35, 42, 50, 60, 72, 86, 100))
-UNNOTICED = 0.5  # seconds that the samples of these steps may take in all, whatever share of a run that is
+UNNOTICED = 0.2  # seconds that the watching may take up to then, samples of these steps included, whatever share that is
 COMPARED_EVERY = 12  # steps, of which one is left out where all could be sampled, for the others' times to be compared with
 DENSE_AGAIN = 6  # sampled in a row when something looks wrong
 ALARMS = 8  # dense stretches of that sort that a run may have
 SHARE_FOR_NORM = 0.3  # of the budget, for gradient norms
+SHARE_IN_DEBT = 0.1  # the same until what was lent for the first samples is paid back
 WEIGHED_EVERY = 16  # sampled steps, of which one weighs the weights, beside those that are sampled whatever they cost
-FIRST_NORMS = 100  # steps from the start whose gradient norms are all taken; of a large model
+FIRST_NORMS = 100  # steps from the start whose gradient norms are all taken, if that can be carried; of a large model
 FIRST_NORMS_OF_LARGE = 12
 SELDOM = 64  # steps, of which one has its norm taken however dear that is
 ATTENTIVE_STEPS = CLOSE_STEPS  # steps from the start at each of which the watch itself listens
@@ -147,7 +148,9 @@ class Governor:
     def wants_norm(self, step: int) -> bool:
         """Whether the global gradient norm is worked out at this step, should it not be sampled."""
         step -= self._start
-        return step < (FIRST_NORMS_OF_LARGE if self._is_large else FIRST_NORMS) or step % self.norm_every == 0
+        first = step < (FIRST_NORMS_OF_LARGE if self._is_large else FIRST_NORMS)
+        due = step < FIRST_NORMS_OF_LARGE or step % self.norm_every == 0
+        return due or (first and self._can_carry(step, self._norm_cost))
 
     def quiet_steps(self, step: int) -> int:
         """How many steps from this one on are not sampled, come what may; those that the budget allows come a little later."""
@@ -175,7 +178,8 @@ class Governor:
         counted = min(seconds, _MOST_APART * self._norm_cost) if self._norms > 1 else seconds
         self._norm_cost += (counted - self._norm_cost) / max(1, min(self._norms, _LAST_NORMS))
         self._norms += 1
-        affordable = SHARE_FOR_NORM * self._budget * self._ledger.bare_step
+        share = SHARE_IN_DEBT if self._ledger.lent > 0 else SHARE_FOR_NORM
+        affordable = share * self._budget * self._ledger.bare_step
         if affordable > 0:
             self.norm_every = min(max(1, ceil(self._norm_cost / affordable)), SELDOM)
 
@@ -206,9 +210,16 @@ class Governor:
             return not self._is_large or self._ledger.can_carry(self.sample_cost)
         if not wanted or step > HORIZON:
             return False
-        unnoticed = not self._is_large and self._ledger.sampling + self.sample_cost <= UNNOTICED
-        reserved = 1 + sum(later > step for later in FIRST_STEPS)
-        return unnoticed or self._ledger.can_carry(reserved * self.sample_cost)
+        return self._can_carry(step, self.sample_cost)
+
+    def _can_carry(self, step: int, seconds: float) -> bool:
+        """Whether the run's start has room for so much more at this step, with the samples that are still to be taken whatever
+        they cost.
+        """
+        if not self._is_large and self._ledger.spent + seconds <= UNNOTICED:
+            return True
+        reserved = sum(later > step for later in FIRST_STEPS)
+        return self._ledger.can_carry(seconds + reserved * self.sample_cost)
 
     def _is_next(self, step: int) -> bool:
         if self._every is not None:

@@ -143,6 +143,31 @@ def test_gradient_norms_are_rationed_from_early_on(waits):
     assert 0.5 * 0.3 * BUDGET <= later / (1100 * 0.01) <= 1.1 * 0.3 * BUDGET
 
 
+def whole_run(steps, *, bare, cost, norm, rest):
+    """What watching took of the bare time of a run, gradient norms included, as a training's steps ask for them."""
+    governor = Governor(BUDGET, None)
+    sampled, spent = governor.first(), 0.0
+    for step in range(steps):
+        own = rest
+        if sampled:
+            own += cost + norm
+        elif governor.wants_norm(step):
+            own += norm
+            governor.norm_took(norm)
+        spent += own
+        sampled = governor.after(step, seconds=bare + own, own=own, sampled=sampled)
+    return spent / (steps * bare)
+
+
+def test_what_the_first_samples_of_short_steps_took_is_given_back_within_three_thousand():
+    assert whole_run(3000, bare=0.0075, cost=0.008, norm=0.0004, rest=0.00005) <= 1.25 * BUDGET
+
+
+@pytest.mark.parametrize(("bare", "cost", "norm"), [(0.3, 0.025, 0.003), (0.4, 0.03, 0.006)])
+def test_a_run_of_a_hundred_long_steps_pays_for_its_norms_too(bare, cost, norm):
+    assert whole_run(100, bare=bare, cost=cost, norm=norm, rest=0.0001) <= 1.25 * BUDGET
+
+
 def test_a_fixed_cadence_is_kept_whatever_it_costs():
     assert drive(Governor(BUDGET, 5), steps=11, bare=0.001, cost=1.0) == [step % 5 == 0 for step in range(11)]
     assert all(drive(Governor(BUDGET, 1), steps=50, bare=0.001, cost=1.0))
