@@ -81,7 +81,8 @@ class Frames:
             self._lowest = step
             if self._entries and self._entries[-1].step >= step:
                 kept = [i for i, entry in enumerate(self._entries) if entry.part == self._part or entry.step < step]
-                self._keep(np.array(kept, dtype=np.intp))
+                if len(kept) < len(self._entries):
+                    self._keep(np.array(kept, dtype=np.intp))
         if layout not in self._tables:
             self._tables[layout] = _Table(layout)
             self._limit = min(self._limit, max(self._room // (4 * max(layout.width, 1)), min(LEAST_FRAMES, self._most)))
@@ -115,10 +116,16 @@ class Frames:
     def _all_extremes(self) -> Array:
         """The extremes of every entry, in their order."""
         table = np.empty((len(self._entries), len(HIGHS) + len(LOWS)), dtype=np.float32)
-        for layout, held in self._tables.items():
-            own = [i for i, entry in enumerate(self._entries) if entry.layout is layout]
-            table[own] = held.extremes()[[self._entries[i].row for i in own]]
+        for layout, own in self._by_layout().items():
+            table[own] = self._tables[layout].extremes()[[self._entries[i].row for i in own]]
         return table
+
+    def _by_layout(self) -> dict[Layout, list[int]]:
+        """Where the entries of each layout stand. A record may have as many layouts as frames."""
+        places: dict[Layout, list[int]] = {}
+        for i, entry in enumerate(self._entries):
+            places.setdefault(entry.layout, []).append(i)
+        return places
 
     def _put_in_order(self) -> None:
         """Sort the entries by their steps; the later record of a step counts."""
@@ -132,12 +139,13 @@ class Frames:
 
     def _keep(self, places: npt.NDArray[np.intp]) -> None:
         self._entries = [self._entries[i] for i in places]
+        by_layout = self._by_layout()
         for layout in list(self._tables):
-            own = [entry for entry in self._entries if entry.layout is layout]
+            own = sorted((self._entries[i] for i in by_layout.get(layout, ())), key=lambda entry: entry.row)
             table = self._tables.pop(layout)
             if own:
-                self._tables[layout] = table.keep(sorted(entry.row for entry in own))
-                for row, entry in enumerate(sorted(own, key=lambda entry: entry.row)):
+                self._tables[layout] = table.keep([entry.row for entry in own])
+                for row, entry in enumerate(own):
                     entry.row = row
 
 
