@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
+
 from gradscope.diagnosis import chosen
 from gradscope.diagnosis import diagnose
+from gradscope.diagnosis import unknown_rules
 from gradscope.legible import shortened
 from gradscope.logdir.address import Address
 from gradscope.logdir.address import is_address
@@ -85,6 +88,15 @@ def _judged(directory: RunDirectory, select: tuple[str, ...] | None, ignore: tup
     if recorded.damage and not recorded.frames and not len(recorded.pulses):
         raise LogdirError(f"{directory.path} holds no step that can be read: {' '.join(recorded.damage)}")
     info = recorded.info
-    rules = chosen(info.select if select is None else select, info.ignore if ignore is None else ignore)
+    unknown = unknown_rules((*(info.select or ()), *info.ignore))
+    wanted = [name for name in info.select or () if name not in unknown] if select is None else select
+    unwanted = [name for name in info.ignore if name not in unknown] if ignore is None else ignore
+    notes = (f"It was recorded with a choice of rules that this gradscope does not have: {_some(unknown)}.",) if unknown else ()
     timeline = Timeline(info, recorded.frames, recorded.pulses, sampled=recorded.sampled)
-    return diagnose(timeline, rules, run=recorded.name, damage=recorded.damage)
+    with np.errstate(all="ignore"):  # a record may hold any numbers
+        return diagnose(timeline, chosen(wanted, unwanted), run=recorded.name, damage=(*recorded.damage, *notes))
+
+
+def _some(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(repr(shortened(name, LONGEST_NAME)) for name in names[:MOST_NAMED]) + more

@@ -84,7 +84,8 @@ class Frames:
                 if len(kept) < len(self._entries):
                     self._keep(np.array(kept, dtype=np.intp))
         if layout not in self._tables:
-            self._tables[layout] = _Table(layout)
+            # Where every frame has a layout of its own, a piece for each would take gigabytes of address space.
+            self._tables[layout] = _Table(layout, _BLOCK >> min(len(self._tables) // 8, 8))
             self._limit = min(self._limit, max(self._room // (4 * max(layout.width, 1)), min(LEAST_FRAMES, self._most)))
         self._in_order &= not self._entries or self._entries[-1].step < step
         row = self._tables[layout].append(numbers)
@@ -153,9 +154,11 @@ class Frames:
 class _Table:
     """The rows of one layout, in large pieces of memory."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, piece: int) -> None:
+        """``piece``: how many numbers are given memory at once."""
         self._layout = layout
-        self._each = max(_BLOCK // max(layout.width, 1), 1)
+        self._piece = piece
+        self._each = max(piece // max(layout.width, 1), 1)
         self._blocks: list[Array] = []
         self._count = 0
         self._extremes: list[Array] = []  # of the first rows, as far as they were worked out
@@ -186,7 +189,7 @@ class _Table:
 
     def keep(self, rising: Sequence[int]) -> _Table:
         """A table of these rows. This one is used up, piece by piece, so that never two stand whole side by side."""
-        kept = _Table(self._layout)
+        kept = _Table(self._layout, self._piece)
         known = self._extremes[0] if self._extremes else np.zeros((0, 0), dtype=np.float32)
         done = 0
         for index in rising:
