@@ -191,7 +191,9 @@ class Counted(Opened):
         return found
 
 
-@pytest.mark.parametrize("data", [harm.wrong(b"x" * 40) * 2000, harm.header(40_000) * 5000, bytes(100_000), os.urandom(100_000)])
+@pytest.mark.parametrize(
+    "data", [harm.wrong(b"x" * 40) * 2000, harm.header(40_000) * 5000, bytes(100_000), os.urandom(100_000)]
+)
 def test_what_is_damaged_is_read_from_the_disk_once_or_twice(tmp_path, data):
     path = tmp_path / harm.NAME
     path.write_bytes(data + framed(b"sound"))
@@ -357,5 +359,7 @@ def test_pulses_that_go_back_again_and_again_are_those_of_the_last_time(tmp_path
 def test_limits_hold_in_this_process_too():
     """The test of bombs takes for granted that the system keeps to the limits that it sets."""
     code = READ.split("try:")[0].format(memory=2**26, seconds=SECONDS) + "bytearray(2**28)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False
+    )
     assert "MemoryError" in done.stderr

@@ -33,7 +33,9 @@ from gradscope.records import Site
 from tests.logdir.samples import assert_same_frame
 from tests.logdir.samples import events_in
 
-NAMES = st.text(max_size=12) | st.sampled_from(["", "layers.0", "../../x", "/etc/x", "a\x1b[31m\n", "\u202eb", "ü.重み.🙂", "a|`<b>"])
+NAMES = st.text(max_size=12) | st.sampled_from(
+    ["", "layers.0", "../../x", "/etc/x", "a\x1b[31m\n", "\u202eb", "ü.重み.🙂", "a|`<b>"]
+)
 FLOATS = st.floats(allow_nan=False)  # NaN is no equal of itself; columns and pulses have it
 NUMBERS = st.floats(width=32) | st.sampled_from([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45])
 STEPS = st.integers(0, 40) | st.integers(0, 2**40)
@@ -51,10 +53,12 @@ def schemas(draw) -> Schema:
 
 
 def infos() -> st.SearchStrategy[RunInfo]:
-    modules = st.builds(ModuleInfo, NAMES, NAMES, NAMES, st.lists(NAMES, max_size=2).map(tuple), st.none() | NAMES, st.booleans())
+    modules = st.builds(
+        ModuleInfo, NAMES, NAMES, NAMES, st.lists(NAMES, max_size=2).map(tuple), st.none() | NAMES, st.booleans()
+    )
     shapes = st.lists(st.integers(0, 2**62), max_size=3).map(tuple)
     parameters = st.builds(ParameterInfo, NAMES, NAMES, shapes, NAMES, st.booleans(), st.booleans())
-    optimizers = st.from_type(OptimizerInfo).filter(lambda found: found == found)  # noqa: PLR0124
+    optimizers = st.from_type(OptimizerInfo).filter(lambda found: found == found)
     return st.builds(
         RunInfo,
         name=NAMES,
