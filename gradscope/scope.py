@@ -342,7 +342,7 @@ def _check_pattern(argument: str, pattern: str | None) -> None:
         ) from None
 
 
-def _check_name(name: str | None) -> None:
+def _check_name(name: object) -> None:
     if name is not None and not (isinstance(name, str) and usable_name(name)):
         raise ValueError(f"name is what the run's directory is called, text of one line without a path; found {name!r}.")
 
