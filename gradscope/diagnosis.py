@@ -52,6 +52,12 @@ def chosen(select: Iterable[str] | None, ignore: Iterable[str] | None) -> tuple[
     return tuple(rules[name] for name in dict.fromkeys(wanted) if name not in unwanted)
 
 
+def unknown_rules(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the names that no rule has: a record may come from another gradscope."""
+    known = {rule.name for rule in all_rules()}
+    return tuple(name for name in dict.fromkeys(names) if name not in known)
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class _Claim:

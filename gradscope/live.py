@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from array import array
 from collections import deque
 from collections.abc import Callable
@@ -49,6 +51,7 @@ RESERVE = 64 * 2.0**20  # beyond it, for frames that stand out
 STRETCH = 6  # frames from one that stands out that are written in any case
 _BEFORE = 2  # frames that were left out, and are written after all when the next one stands out
 _MOST_LAYOUTS = 64  # remembered: a model whose sites change all the time has many
+_UNUSABLE = re.compile(r"[^\w.-]")
 _TAG = 64  # bytes that a column takes beside its numbers, about
 
 
@@ -62,12 +65,19 @@ def default_logdir(parent: Path) -> Path:
 def run_directory(logdir: Path, name: str, *, explicit: bool, taken: Collection[Path]) -> Path:
     """Where a scope writes: ``<logdir>/gradscope``, or a directory of its own below it where models share a logdir.
 
-    ``taken`` are the directories that other open scopes write to.
+    ``taken`` are the directories that other open scopes write to. A ``name`` that is a path, as a class's may be that was made
+    at run time, does not lead out of it.
     """
     base = logdir.absolute() / SUBRUN
+    name = name if usable_name(name) else _UNUSABLE.sub("_", name) + "_"
     candidates = [base / name] if explicit else [base, base / name]
     numbered = (base / f"{name}-{number}" for number in count(2))
     return next(path for path in chain(candidates, numbered) if path not in taken)
+
+
+def usable_name(name: str) -> bool:
+    """Whether a directory can be called so: text of one line without a path."""
+    return name.isprintable() and name not in ("", ".", "..") and "/" not in name and os.sep not in name
 
 
 @final

@@ -32,6 +32,7 @@ from gradscope.failures import warn
 from gradscope.live import Archive
 from gradscope.live import default_logdir
 from gradscope.live import run_directory
+from gradscope.live import usable_name
 from gradscope.logdir.address import Address
 from gradscope.logdir.address import is_address
 from gradscope.logdir.address import unfit
@@ -341,11 +342,8 @@ def _check_pattern(argument: str, pattern: str | None) -> None:
         ) from None
 
 
-def _check_name(name: str | None) -> None:
-    usable = (
-        isinstance(name, str) and name.isprintable() and name not in ("", ".", "..") and "/" not in name and os.sep not in name
-    )
-    if name is not None and not usable:
+def _check_name(name: object) -> None:
+    if name is not None and not (isinstance(name, str) and usable_name(name)):
         raise ValueError(f"name is what the run's directory is called, text of one line without a path; found {name!r}.")
 
 

@@ -19,9 +19,9 @@ from rich.progress import Progress
 
 from gradscope.cli import _output
 from gradscope.cli import report
+from gradscope.legible import one_line
 from gradscope.logdir.address import Address
 from gradscope.logdir.address import is_address
-from gradscope.report.cleaning import one_line
 
 if TYPE_CHECKING:
     from gradscope.demos import Demo

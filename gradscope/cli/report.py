@@ -12,13 +12,13 @@ import click
 from gradscope import replay
 from gradscope.cli import _output
 from gradscope.diagnosis import UnknownRule
+from gradscope.legible import one_line
 from gradscope.logdir.runs import LogdirError
 from gradscope.records import Severity
 from gradscope.report import Report
 from gradscope.report import jsonreport
 from gradscope.report import markdown
 from gradscope.report import text
-from gradscope.report.cleaning import one_line
 from gradscope.report.glyphs import glyphs_for
 from gradscope.run_report import RunReport
 
@@ -88,5 +88,5 @@ def _deliver(report: Report, form: str, output: Path | None) -> None:
 def _warn(report: Report, form: str) -> None:
     """Say beside the report what stands in none of its runs; JSON has no place for damage either."""
     damage = [f"{run.run}: {sentence}" for run in report.runs for sentence in run.damage] if form == "json" else []
-    for sentence in (*report.unread, *damage):
+    for sentence in (*report.not_read, *damage):
         click.echo(f"Warning: {one_line(sentence)}", err=True)

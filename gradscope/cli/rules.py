@@ -12,7 +12,7 @@ from rich.markdown import Markdown
 from gradscope.cli import _output
 from gradscope.diagnosis import UnknownRule
 from gradscope.diagnosis import chosen
-from gradscope.report.cleaning import one_line
+from gradscope.legible import one_line
 from gradscope.report.pages import by_family
 from gradscope.report.pages import page
 from gradscope.report.pages import summary

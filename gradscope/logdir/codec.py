@@ -25,6 +25,8 @@ from typing import get_type_hints
 
 T = TypeVar("T")
 
+MOST_BYTES = 16 * 2**20  # of one text: a model of 10,000 modules has some 10 MB
+
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 
 
@@ -38,7 +40,9 @@ def dumps(value: Any) -> str:
 
 
 def loads(kind: type[T], text: str | bytes) -> T:
-    """The ``kind`` that ``text`` is the JSON of. Raises CodecError."""
+    """The ``kind`` that ``text`` is the JSON of. Raises CodecError, also where it is longer than any run's."""
+    if len(text) > MOST_BYTES:
+        raise CodecError(f"expected {MOST_BYTES:,} bytes at most, found {len(text):,}")
     try:
         return build(kind, json.loads(text))
     except (ValueError, RecursionError) as error:

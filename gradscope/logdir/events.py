@@ -17,6 +17,7 @@ from gradscope.logdir.framing import framed
 from gradscope.logdir.names import file_name
 
 ROTATE_AT = 64 * 2**20  # bytes after which a new file is begun
+LAST_STAMP = 10**10 - 1  # of ten digits, by which names sort
 _STAMP = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
 
 
@@ -88,7 +89,7 @@ class EventWriter:
         # Files are read in the order of their names, so a new one must come last also within the same second, or after
         # the clock was set back.
         taken = (_STAMP.match(name) for name in os.listdir(self._directory))
-        return max([int(time.time()), *(int(match[1]) + 1 for match in taken if match)])
+        return min(max([int(time.time()), *(int(match[1]) + 1 for match in taken if match)]), LAST_STAMP)
 
     def _append(self, file: FileIO, event: bytes) -> None:
         record = framed(event)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from abc import ABC
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -55,7 +57,7 @@ class LocalFolder(Folder):
         self._path = path
 
     def sources(self) -> list[Source]:
-        paths = sorted(path for path in self._path.iterdir() if is_event_file(path.name) and path.is_file())
+        paths = sorted(path for path in self._path.iterdir() if is_event_file(path.name) and not path.is_dir())
         return [LocalSource(path) for path in paths]
 
 
@@ -77,8 +79,15 @@ class LocalSource(Source):
 @final
 class _LocalFile(Opened, AbstractContextManager[Opened]):
     def __init__(self, path: Path) -> None:
-        self._file = FileIO(path)
-        self._size = os.fstat(self._file.fileno()).st_size
+        _check_regular(path.stat())  # first: to open a device may set it going
+        self._file = FileIO(path, opener=_opened_at_once)
+        try:
+            status = os.fstat(self._file.fileno())
+            _check_regular(status)
+        except OSError:
+            self._file.close()
+            raise
+        self._size = status.st_size
 
     @property
     def size(self) -> int:
@@ -90,6 +99,16 @@ class _LocalFile(Opened, AbstractContextManager[Opened]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file")
+
+
+def _opened_at_once(path: str, flags: int) -> int:
+    # A pipe that nobody writes to would keep an ordinary open() waiting for ever.
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def is_event_file(name: str) -> bool:

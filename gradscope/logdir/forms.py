@@ -20,6 +20,9 @@ from gradscope.logdir.tags import META
 from gradscope.logdir.tags import PULSE
 from gradscope.logdir.tags import SCHEMA
 from gradscope.logdir.tags import STATS
+from gradscope.logdir.wire import as_varint
+from gradscope.logdir.wire import fields_of
+from gradscope.logdir.wire import varint
 from gradscope.memory.layout import Layout
 from gradscope.memory.layout import Row
 
@@ -32,8 +35,6 @@ _SUMMARY_KEY = 0x2A
 _VALUE = _TAG = 1
 _TENSOR = 8
 _CONTENT = 4
-_LENGTH_DELIMITED = 2
-_FIXED_SIZES = {1: 8, 5: 4}
 
 
 @final
@@ -53,9 +54,9 @@ class FrameForm:
     def written(self, step: int, wall_time: float, numbers: bytes) -> bytes:
         """A frame of this form, of nothing but these numbers: column after column, float32."""
         head = struct.pack("<Bd", _WALL_TIME_KEY, wall_time)
-        at = bytes((_STEP_KEY,)) + _as_varint(step) if step else b""
+        at = bytes((_STEP_KEY,)) + as_varint(step) if step else b""
         body = b"".join(chain.from_iterable(zip_longest(self._between, self._columns.unpack(numbers), fillvalue=b"")))
-        return b"".join((head, at, bytes((_SUMMARY_KEY,)), _as_varint(len(body)), body))
+        return b"".join((head, at, bytes((_SUMMARY_KEY,)), as_varint(len(body)), body))
 
     def read(self, payload: bytes, *, histograms: bool = True) -> tuple[int, Row] | None:
         """Step and columns of a frame of this form, or None where ``payload`` is anything else.
@@ -104,10 +105,10 @@ def _head(payload: bytes) -> tuple[int, int] | None:
     try:
         at, step = 9, 0
         if payload[at] == _STEP_KEY:
-            step, at = _varint(payload, at + 1)
+            step, at = varint(payload, at + 1)
         if payload[at] != _SUMMARY_KEY:
             return None
-        length, at = _varint(payload, at + 1)
+        length, at = varint(payload, at + 1)
     except (ValueError, IndexError):
         return None
     return (step, at) if length == len(payload) - at and step < 2**63 else None
@@ -115,52 +116,11 @@ def _head(payload: bytes) -> tuple[int, int] | None:
 
 def _values(body: bytes) -> Iterator[tuple[bytes, int, int, int]]:
     """Tag, range of the tensor's content and end of each value of a summary. Raises ValueError where it is no summary."""
-    for number, start, stop in _fields(body, 0, len(body)):
+    for number, start, stop in fields_of(body, 0, len(body)):
         if number != _VALUE:
             raise ValueError
-        parts = {part: (first, last) for part, first, last in _fields(body, start, stop)}
+        parts = {part: (first, last) for part, first, last in fields_of(body, start, stop)}
         tag = parts.get(_TAG, (0, 0))
         tensor = parts.get(_TENSOR, (0, 0))
-        content = {part: (first, last) for part, first, last in _fields(body, *tensor)}.get(_CONTENT, (stop, stop))
+        content = {part: (first, last) for part, first, last in fields_of(body, *tensor)}.get(_CONTENT, (stop, stop))
         yield body[slice(*tag)], *content, stop
-
-
-def _fields(data: bytes, at: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """Number and range of each field of a message."""
-    while at < stop:
-        key, at = _varint(data, at)
-        wire = key & 7
-        if wire == 0:
-            first, (_, at) = at, _varint(data, at)
-        elif wire == _LENGTH_DELIMITED:
-            length, first = _varint(data, at)
-            at = first + length
-        elif wire in _FIXED_SIZES:
-            first, at = at, at + _FIXED_SIZES[wire]
-        else:
-            raise ValueError
-        if at > stop:
-            raise ValueError
-        yield key >> 3, first, at
-
-
-def _as_varint(number: int) -> bytes:
-    found = bytearray()
-    while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes((*found, number))
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number that begins at ``at``, and where the next thing begins."""
-    number = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            raise ValueError
-        byte = data[at]
-        at += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, at
-    raise ValueError

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import final
 
 import numpy as np
-import numpy.typing as npt
 
 from gradscope.logdir.folders import Folder
 from gradscope.logdir.folders import LocalFolder
@@ -22,6 +21,9 @@ from gradscope.logdir.framing import claimed_length
 from gradscope.logdir.names import record_name
 
 WINDOW = 2**22  # bytes read at once, unless a single record is longer
+SEARCHED_FIRST = 2**12  # bytes behind damage in which the next record is looked for first
+IN_VAIN = 8  # times each byte up to here, for checksums that did not hold
+MOST_TOLD = 10  # files of one directory whose damage is told, each by itself
 
 
 @final
@@ -53,9 +55,11 @@ class EventDirectory:
 
     @property
     def damage(self) -> tuple[str, ...]:
-        """What could not be read, a sentence for each file concerned."""
+        """What could not be read, a sentence for each file concerned; of very many, how many more there are."""
         unreadable = (f"{name}: could not be read ({error.strerror or error})." for name, error in self._unreadable.items())
-        return (*(file.damage for file in self._files.values() if file.damage is not None), *unreadable)
+        told = (*(file.damage for file in self._files.values() if file.damage is not None), *unreadable)
+        rest = len(told) - MOST_TOLD
+        return told if rest <= 1 else (*told[:MOST_TOLD], f"{rest:,} more files are damaged or could not be read.")
 
 
 @final
@@ -73,6 +77,8 @@ class EventFile:
         self._places = 0
         self._skipped = 0
         self._damaged_tail = 0
+        self._claimed = 0  # end of the last record whose payload was damaged, by its header
+        self._in_vain = 0  # bytes of such records
 
     @property
     def damage(self) -> str | None:
@@ -88,23 +94,24 @@ class EventFile:
         """Payloads of the whole records from the last stop to the end as it is now. Raises OSError."""
         self._damaged_tail = 0
         with self._source.open() as file:
+            view = _View(file, self._window)
             size = file.size
             needed: int | None = HEADER_SIZE
             while True:
                 if needed is not None and needed <= size - self._offset:
-                    data = file.read(self._offset, min(max(self._window, needed), size - self._offset))
-                    if len(data) < needed:
+                    data, at = view.of(self._offset, needed)
+                    if len(data) - at < needed:
                         return  # its writer has just cut it back
-                    needed = yield from self._whole_records(data)
-                elif self._skip_to(_next_header(file, self._offset + 1, size, self._window)):
+                    needed = yield from self._whole_records(data, at)
+                elif self._skip_to(_next_header(view, self._beyond_damage(needed), size)):
                     needed = HEADER_SIZE
                 else:
-                    self._damaged_tail = size - self._offset if needed is None else 0
+                    self._damaged_tail = max(size - self._offset, 0) if needed is None else 0
                     return
 
-    def _whole_records(self, data: bytes) -> Generator[bytes, None, int | None]:
-        """Yields the payloads in ``data``; returns how many bytes the next record needs, or None where it is damaged."""
-        base, at = self._offset, 0
+    def _whole_records(self, data: bytes, at: int) -> Generator[bytes, None, int | None]:
+        """Yields the payloads in ``data`` from ``at`` on; returns how many bytes the next one needs, None if damaged."""
+        base = self._offset - at
         while len(data) - at >= HEADER_SIZE:
             length = claimed_length(data, at)
             if length is None:
@@ -114,11 +121,23 @@ class EventFile:
                 return end - at
             payload = checked_payload(data, at, length)
             if payload is None:
+                self._in_vain += end - at
+                self._claimed = base + end
                 return None
             at = end
             self._offset = base + end
             yield payload
         return HEADER_SIZE
+
+    def _beyond_damage(self, needed: int | None) -> int:
+        """From where on to look for the next record: inside the damaged one, as a torn record claims what came after it.
+
+        Headers whose claims overlap would have every byte checked as often as there are headers. Once that has been done in
+        vain for as many bytes as the file has up to here, several times over, what a damaged record claims is left out whole.
+        """
+        if needed is None and self._claimed > self._offset and self._in_vain > IN_VAIN * self._claimed + self._window:
+            return self._claimed
+        return self._offset + 1
 
     def _skip_to(self, offset: int | None) -> bool:
         if offset is None:
@@ -129,24 +148,48 @@ class EventFile:
         return True
 
 
-def _next_header(file: Opened, start: int, size: int, window: int) -> int | None:
+@final
+class _View:
+    """What was read of an open file last, so that a step forward within it reads nothing again."""
+
+    def __init__(self, file: Opened, window: int) -> None:
+        self._file = file
+        self._window = max(window, HEADER_SIZE)
+        self._start = 0
+        self._data = b""
+
+    def of(self, offset: int, count: int) -> tuple[bytes, int]:
+        """Bytes of the file, and where among them those from ``offset`` on begin: ``count`` at least, as far as it goes."""
+        at = offset - self._start
+        if at < 0 or len(self._data) - at < count:
+            self._data = self._file.read(offset, max(min(max(self._window, count), self._file.size - offset), 0))
+            self._start, at = offset, 0
+        return self._data, at
+
+
+def _next_header(view: _View, start: int, size: int) -> int | None:
     """Where the next header whose checksum holds begins, at ``start`` or after it."""
     while size - start >= HEADER_SIZE:
-        data = file.read(start, min(max(window, HEADER_SIZE), size - start))
-        for at in _possible_headers(data):
-            if claimed_length(data, int(at)) is not None:
-                return start + int(at)
-        if len(data) < HEADER_SIZE:
+        data, at = view.of(start, HEADER_SIZE)
+        if len(data) - at < HEADER_SIZE:
             return None
-        start += len(data) - HEADER_SIZE + 1
+        for found in _possible_headers(data, at):
+            if claimed_length(data, found) is not None:
+                return start + found - at
+        start += len(data) - at - HEADER_SIZE + 1
     return None
 
 
-def _possible_headers(data: bytes) -> npt.NDArray[np.intp]:
-    # The upper half of a believable length is zero. A checksum of zero is ruled out, so that no time goes into regions
-    # that the file system filled with zeros.
-    zero = np.frombuffer(data, dtype=np.uint8) == 0
-    count = max(0, len(data) - HEADER_SIZE + 1)
-    upper = zero[4 : 4 + count] & zero[5 : 5 + count] & zero[6 : 6 + count] & zero[7 : 7 + count]
-    checksum = zero[8 : 8 + count] & zero[9 : 9 + count] & zero[10 : 10 + count] & zero[11 : 11 + count]
-    return np.flatnonzero(upper & ~checksum)
+def _possible_headers(data: bytes, start: int) -> Iterator[int]:
+    """Where from ``start`` on a header could stand. The next one is mostly near, so little is looked at first."""
+    stretch = SEARCHED_FIRST
+    while len(data) - start >= HEADER_SIZE:
+        # The upper half of a believable length is zero. A checksum of zero is ruled out, so that no time goes into regions
+        # that the file system filled with zeros.
+        zero = np.frombuffer(data, dtype=np.uint8, count=min(stretch, len(data) - start), offset=start) == 0
+        count = len(zero) - HEADER_SIZE + 1
+        upper = zero[4 : 4 + count] & zero[5 : 5 + count] & zero[6 : 6 + count] & zero[7 : 7 + count]
+        checksum = zero[8 : 8 + count] & zero[9 : 9 + count] & zero[10 : 10 + count] & zero[11 : 11 + count]
+        yield from (start + int(at) for at in np.flatnonzero(upper & ~checksum))
+        start += count
+        stretch = min(4 * stretch, WINDOW)

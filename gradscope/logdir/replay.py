@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 
+from gradscope.logdir.codec import MOST_BYTES
 from gradscope.logdir.codec import CodecError
 from gradscope.logdir.codec import loads
 from gradscope.logdir.errors import LogdirError
@@ -32,6 +33,7 @@ from gradscope.logdir.tags import digest8
 from gradscope.logdir.values import array_of
 from gradscope.logdir.values import scalar_of
 from gradscope.logdir.values import text_of
+from gradscope.logdir.wire import has_too_many_parts
 from gradscope.memory.history import History
 from gradscope.memory.layout import Layout
 from gradscope.records import HISTOGRAM_BINS
@@ -42,7 +44,12 @@ from gradscope.records import RunInfo
 from gradscope.records import Schema
 
 FORMS_KEPT = 8
+LAYOUTS_KEPT = 256
 OTHER_TAGS_KEPT = 20
+LONGEST_TAG = 1000  # characters
+LONGEST_FACTS = 2**16  # bytes of a value's metadata
+ROOM_FOR_SITES = 2 * MOST_BYTES  # bytes of all lists of sites together
+_OWN = (STATS, HISTOGRAMS, SCHEMA)
 
 
 @dataclass
@@ -77,6 +84,7 @@ class Replay:
         self._forms: list[FrameForm] = []
         self._layouts: dict[tuple[str, tuple[str, ...], tuple[int, ...]], Layout] = {}
         self._recognised: dict[str, str | None] = {}
+        self._room_for_sites = ROOM_FOR_SITES
 
     @property
     def usable(self) -> bool:
@@ -95,17 +103,28 @@ class Replay:
                 step, row = known
                 self.history.frame(step, row.layout, row.numbers)
                 return
+        event = self._parsed(payload)
+        if event is not None:
+            self._take_event(content, event, payload)
+
+    def _parsed(self, payload: bytes) -> Event | None:
         try:
-            event = Event.FromString(payload)
-        except DecodeError:
+            if not has_too_many_parts(payload):
+                return Event.FromString(payload)
+            self.faults["a record of more parts than any run's"] += 1
+        except (DecodeError, ValueError):
             self.faults["a record that is no event"] += 1
-            return
-        self._take_event(content, event, payload)
+        return None
 
     def _take_event(self, content: FileContent, event: Event, payload: bytes) -> None:
         frames: dict[str, _Columns] = {}
         learnable = event.step >= 0
         for value in event.summary.value:
+            if len(value.tag) > LONGEST_TAG:
+                if value.tag.startswith(_OWN):
+                    self.faults["a name longer than any column's"] += 1
+                learnable = False
+                continue
             if value.metadata.plugin_data.plugin_name == PLUGIN:
                 check_version(value.metadata.plugin_data.content)
                 learnable = False
@@ -129,6 +148,8 @@ class Replay:
         names, sizes = tuple(frame.columns), tuple(map(len, frame.columns.values()))
         layout = self._layouts.get((digest, names, sizes))
         if layout is None:
+            if len(self._layouts) >= LAYOUTS_KEPT:
+                self._layouts.clear()
             layout = self._layouts[digest, names, sizes] = Layout(digest, names, sizes)
         numbers = np.concatenate([np.zeros(0, dtype=np.float32), *frame.columns.values()])
         self.history.frame(step, layout, numbers, histograms=frame.histograms)
@@ -178,6 +199,9 @@ class Replay:
         if digest in self.schemas:
             return
         text = text_of(value.tensor) or b""
+        if len(text) > self._room_for_sites:
+            self.faults["a list of sites that there is no room for"] += 1
+            return
         try:
             schema = loads(Schema, text)
         except CodecError:
@@ -185,6 +209,7 @@ class Replay:
         if schema is None or digest8(text) != digest:
             self.faults["a list of sites that is not the one its tag says"] += 1
         else:
+            self._room_for_sites -= len(text)
             self.schemas[digest] = schema
 
     def _take_scalar(self, content: FileContent, step: int, value: Summary.Value) -> None:
@@ -203,6 +228,8 @@ class Replay:
 
 
 def _facts(content: bytes) -> dict[str, Any]:
+    if len(content) > LONGEST_FACTS:
+        return {}
     try:
         facts = json.loads(content)
     except (ValueError, RecursionError):
@@ -221,9 +248,9 @@ def check_version(content: bytes) -> None:
 
 def pulse_fields(content: bytes) -> tuple[str, ...]:
     fields = _facts(content).get("fields")
-    if not isinstance(fields, list) or "step" not in fields:
+    if not isinstance(fields, list) or "step" not in fields or not all(isinstance(name, str) for name in fields):
         return PULSE_FIELDS
-    return tuple(str(name) for name in fields)
+    return tuple(fields)
 
 
 def arranged(rows: npt.NDArray[np.float64], fields: tuple[str, ...]) -> npt.NDArray[np.float64]:

@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pathlib import PurePath
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
 
+from gradscope.legible import one_line
+from gradscope.legible import shortened
 from gradscope.logdir.address import Address
 from gradscope.logdir.errors import LogdirError
 from gradscope.logdir.folders import is_event_file
@@ -24,14 +27,19 @@ from gradscope.logdir.remote import RemoteFolder
 from gradscope.logdir.remote import remote_folders
 from gradscope.logdir.replay import Replay
 from gradscope.memory.layout import Layout
+from gradscope.records import STATISTICS
 from gradscope.records import Array
 from gradscope.records import Frame
 from gradscope.records import RunInfo
 from gradscope.records import Schema
+from gradscope.records import Site
 
-__all__ = ["LogdirError", "RecordedRun", "RunDirectory", "find_runs", "read_run"]
+__all__ = ["LogdirError", "RecordedRun", "RunDirectory", "Survey", "find_runs", "read_run", "survey"]
 
 SUBRUN = "gradscope"
+MOST_CELLS = 2**23  # of a column: steps times sites. A frame may say little of many sites, and a column has room for all.
+MOST_NAMED = 10  # directories that could not be looked into
+LONGEST_NAME = 100  # characters of another tool's tag that a message repeats
 
 
 @dataclass(frozen=True)
@@ -68,9 +76,22 @@ class RecordedRun:
     sampled: int | None = None  # how many frames were recorded, where that is more than are held
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What lies in a log directory."""
+
+    runs: tuple[RunDirectory, ...]  # by name; at least one
+    unread: tuple[str, ...] = ()  # where no one could look, a sentence each
+
+
 def find_runs(logdir: Path | Address) -> tuple[RunDirectory, ...]:
     """Every run in ``logdir`` and below, by name; at least one. Raises LogdirError."""
-    denied: list[Path] = []
+    return survey(logdir).runs
+
+
+def survey(logdir: Path | Address) -> Survey:
+    """Every run in ``logdir`` and below, and which directories cannot be looked into. Raises LogdirError."""
+    denied: list[OSError] = []
     if isinstance(logdir, Address):
         found = [_Found(folder.below, folder, _any_own(folder.names)) for folder in remote_folders(logdir)]
     else:
@@ -83,7 +104,7 @@ def find_runs(logdir: Path | Address) -> tuple[RunDirectory, ...]:
     ]
     if not own and not foreign:
         if denied:
-            raise LogdirError(f"{denied[0]} cannot be read (permission denied): give this user the right to read it.")
+            raise LogdirError(f"{_not_looked_into(denied[0])}: give this user the right to read it.")
         raise LogdirError(
             f"{logdir} holds no event files, nor does any directory below it: "
             "expected the log directory of a run that gradscope.attach() watched."
@@ -93,7 +114,18 @@ def find_runs(logdir: Path | Address) -> tuple[RunDirectory, ...]:
         foreign = [directory for directory in foreign if _is_recognised(directory.place)] or foreign[: not own]
     runs = [(run_name(directory.below.as_posix()), directory) for directory in own]
     runs += [(directory.below.as_posix(), directory) for directory in foreign]
-    return tuple(sorted(_distinct(runs), key=lambda run: run.name))
+    return Survey(tuple(sorted(_distinct(runs), key=lambda run: run.name)), tuple(_unread(denied)))
+
+
+def _unread(denied: list[OSError]) -> Iterator[str]:
+    for error in denied[:MOST_NAMED]:
+        yield one_line(f"{_not_looked_into(error)}; runs below it are not in this report.")
+    if len(denied) > MOST_NAMED:
+        yield f"{len(denied) - MOST_NAMED:,} more directories cannot be read."
+
+
+def _not_looked_into(error: OSError) -> str:
+    return f"{shortened(str(error.filename), 300)} cannot be read ({(error.strerror or str(error)).lower()})"
 
 
 def read_run(run: RunDirectory, *, histograms: bool = False) -> RecordedRun:
@@ -135,32 +167,46 @@ def _check_directory(logdir: Path) -> None:
     raise LogdirError(f"{logdir} does not exist: expected a log directory, as given to attach() or to tensorboard --logdir.")
 
 
-def _event_directories(logdir: Path, denied: list[Path]) -> Iterator[_Found]:
-    """Each directory with event files; links are followed, loops are not."""
+def _event_directories(logdir: Path, denied: list[OSError]) -> Iterator[_Found]:
+    """Each directory with event files; links are followed, loops are not. Of any depth: os.walk goes down by recursion."""
     seen: set[tuple[int, int]] = set()
-    for top, directories, names in os.walk(logdir, followlinks=True, onerror=lambda e: denied.append(Path(e.filename))):
-        identity = _identity(top)
-        if identity is None or identity in seen:
-            directories.clear()
+    waiting = [str(logdir)]
+    while waiting:
+        top = waiting.pop()
+        try:
+            with os.scandir(top) as entries:
+                status = os.stat(top)  # noqa: PTH116  # not worth a Path for each of thousands
+                if (status.st_dev, status.st_ino) in seen:
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                directories, names = _sorted_out(entries)
+        except FileNotFoundError:
+            continue  # removed while we look
+        except OSError as error:
+            denied.append(error)
             continue
-        seen.add(identity)
-        directories.sort()
+        waiting += [f"{top}{os.sep}{name}" for name in sorted(directories, reverse=True)]
         events = [name for name in names if is_event_file(name)]
         if events:
             path = Path(top)
             yield _Found(path.relative_to(logdir), path, _any_own(events))
 
 
+def _sorted_out(entries: Iterable[os.DirEntry[str]]) -> tuple[list[str], list[str]]:
+    """What the directories are called, and what else is there."""
+    directories: list[str] = []
+    names: list[str] = []
+    for entry in entries:
+        try:
+            is_directory = entry.is_dir()
+        except OSError:
+            is_directory = False  # a link that leads to itself
+        (directories if is_directory else names).append(entry.name)
+    return directories, names
+
+
 def _any_own(names: Iterable[str]) -> bool:
     return any(name.endswith(SUFFIX) for name in names)
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        status = Path(path).stat()
-    except OSError:
-        return None  # removed while we look
-    return status.st_dev, status.st_ino
 
 
 def _base(path: PurePath) -> PurePath:
@@ -205,11 +251,15 @@ def _distinct(runs: list[tuple[str, _Found]]) -> Iterator[RunDirectory]:
 def _frames(replay: Replay) -> Iterator[Frame]:
     """The frames whose list of sites is known, in the order of their steps."""
     fitting: dict[Layout, frozenset[str]] = {}  # columns that fit their list of sites
+    tables = _Tables()
     for held in replay.history.held_frames():
         layout = held.columns.layout
         schema = replay.schemas.get(str(layout.schema))
         if schema is None:
             replay.faults["a frame whose list of sites is lost"] += 1
+            continue
+        if not tables.have_room_for(schema):
+            replay.faults["a frame of more sites than there is room for"] += 1
             continue
         if layout not in fitting:
             fitting[layout] = frozenset(_fitting({name: len(column) for name, column in held.columns.items()}, schema))
@@ -222,6 +272,27 @@ def _frames(replay: Replay) -> Iterator[Frame]:
         if lost:
             replay.faults["a column that does not fit its list of sites"] += lost
         yield Frame(held.step, schema, columns, histograms)
+
+
+@final
+class _Tables:
+    """How large the columns of all frames together become."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._sites: dict[str, set[Site]] = {kind: set() for kind in STATISTICS}
+        self._counted: set[int] = set()
+
+    def have_room_for(self, schema: Schema) -> bool:
+        """Whether one more frame fits, whose sites these are; then it is counted."""
+        if id(schema) not in self._counted:
+            self._counted.add(id(schema))
+            for kind, sites in self._sites.items():
+                sites.update(schema.sites(kind))
+        if (self._rows + 1) * max(map(len, self._sites.values())) > MOST_CELLS:
+            return False
+        self._rows += 1
+        return True
 
 
 def _fitting(sizes: Mapping[str, int], schema: Schema) -> list[str]:
@@ -238,12 +309,14 @@ def _foreign_run(run: RunDirectory, replay: Replay, damage: tuple[str, ...]) -> 
     if not chosen:
         if not replay.other_tags and not series:
             raise LogdirError(f"{run.path} holds event files, but no record in them can be read: they are empty or damaged.")
-        found = ", ".join(list(replay.other_tags)[:5]) or "no scalars"
+        found = ", ".join(shortened(tag, LONGEST_NAME) for tag in list(replay.other_tags)[:5]) or "no scalars"
         raise LogdirError(
             f"{run.path} holds only other tools' event files, without a scalar that looks like a training loss, a gradient "
             f"norm or a learning rate: found {found}."
         )
-    used = ", ".join(f"{tag} as the {field.replace('_', ' ')}" for field, tag in sorted(chosen.items()))
+    used = ", ".join(
+        f"{shortened(tag, LONGEST_NAME)} as the {field.replace('_', ' ')}" for field, tag in sorted(chosen.items())
+    )
     note = f"gradscope did not watch this run: the report goes by other tools' scalars, {used}."
     info = RunInfo(name=run.name, model="unknown", notes=(note,))
     pulses = pulses_of({field: series[tag] for field, tag in chosen.items()})

@@ -18,6 +18,8 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from gradscope.logdir.tags import PLUGIN
 from gradscope.logdir.tags import VERSION
 
+MOST_DIMENSIONS = 8  # of an array: ours have two
+
 _DTYPES: dict[int, np.dtype[Any]] = {
     types_pb2.DT_HALF: np.dtype("<f2"),
     types_pb2.DT_FLOAT: np.dtype("<f4"),
@@ -51,6 +53,8 @@ def own_metadata(**facts: Any) -> SummaryMetadata:
 def array_of(tensor: TensorProto) -> npt.NDArray[Any] | None:
     """The array in ``tensor`` as a read-only view, or None where its bytes are not what its type and shape claim."""
     dtype = _DTYPES.get(tensor.dtype)
+    if len(tensor.tensor_shape.dim) > MOST_DIMENSIONS:
+        return None
     shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
     if dtype is None or math.prod(shape) * dtype.itemsize != len(tensor.tensor_content):
         return None

@@ -81,9 +81,11 @@ class Frames:
             self._lowest = step
             if self._entries and self._entries[-1].step >= step:
                 kept = [i for i, entry in enumerate(self._entries) if entry.part == self._part or entry.step < step]
-                self._keep(np.array(kept, dtype=np.intp))
+                if len(kept) < len(self._entries):
+                    self._keep(np.array(kept, dtype=np.intp))
         if layout not in self._tables:
-            self._tables[layout] = _Table(layout)
+            # Where every frame has a layout of its own, a piece for each would take gigabytes of address space.
+            self._tables[layout] = _Table(layout, _BLOCK >> min(len(self._tables) // 8, 8))
             self._limit = min(self._limit, max(self._room // (4 * max(layout.width, 1)), min(LEAST_FRAMES, self._most)))
         self._in_order &= not self._entries or self._entries[-1].step < step
         row = self._tables[layout].append(numbers)
@@ -115,10 +117,16 @@ class Frames:
     def _all_extremes(self) -> Array:
         """The extremes of every entry, in their order."""
         table = np.empty((len(self._entries), len(HIGHS) + len(LOWS)), dtype=np.float32)
-        for layout, held in self._tables.items():
-            own = [i for i, entry in enumerate(self._entries) if entry.layout is layout]
-            table[own] = held.extremes()[[self._entries[i].row for i in own]]
+        for layout, own in self._by_layout().items():
+            table[own] = self._tables[layout].extremes()[[self._entries[i].row for i in own]]
         return table
+
+    def _by_layout(self) -> dict[Layout, list[int]]:
+        """Where the entries of each layout stand. A record may have as many layouts as frames."""
+        places: dict[Layout, list[int]] = {}
+        for i, entry in enumerate(self._entries):
+            places.setdefault(entry.layout, []).append(i)
+        return places
 
     def _put_in_order(self) -> None:
         """Sort the entries by their steps; the later record of a step counts."""
@@ -132,12 +140,13 @@ class Frames:
 
     def _keep(self, places: npt.NDArray[np.intp]) -> None:
         self._entries = [self._entries[i] for i in places]
+        by_layout = self._by_layout()
         for layout in list(self._tables):
-            own = [entry for entry in self._entries if entry.layout is layout]
+            own = sorted((self._entries[i] for i in by_layout.get(layout, ())), key=lambda entry: entry.row)
             table = self._tables.pop(layout)
             if own:
-                self._tables[layout] = table.keep(sorted(entry.row for entry in own))
-                for row, entry in enumerate(sorted(own, key=lambda entry: entry.row)):
+                self._tables[layout] = table.keep([entry.row for entry in own])
+                for row, entry in enumerate(own):
                     entry.row = row
 
 
@@ -145,9 +154,11 @@ class Frames:
 class _Table:
     """The rows of one layout, in large pieces of memory."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, piece: int) -> None:
+        """``piece``: how many numbers are given memory at once."""
         self._layout = layout
-        self._each = max(_BLOCK // max(layout.width, 1), 1)
+        self._piece = piece
+        self._each = max(piece // max(layout.width, 1), 1)
         self._blocks: list[Array] = []
         self._count = 0
         self._extremes: list[Array] = []  # of the first rows, as far as they were worked out
@@ -178,7 +189,7 @@ class _Table:
 
     def keep(self, rising: Sequence[int]) -> _Table:
         """A table of these rows. This one is used up, piece by piece, so that never two stand whole side by side."""
-        kept = _Table(self._layout)
+        kept = _Table(self._layout, self._piece)
         known = self._extremes[0] if self._extremes else np.zeros((0, 0), dtype=np.float32)
         done = 0
         for index in rising:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gradscope.legible import one_line
 from gradscope.records import Finding
 from gradscope.records import Severity
 from gradscope.report import text
-from gradscope.report.cleaning import one_line
+from gradscope.report import words
 from gradscope.run_report import RunReport
+
+MOST_TOLD = 20  # runs that could not be read, each by itself
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,8 +37,15 @@ class Report:
         return max(self.runs, key=lambda run: run.verdict).verdict_label if self.runs else "healthy"
 
     def __str__(self) -> str:
-        return "\n".join((text.render(self.runs), *(f"Not read: {one_line(reason)}" for reason in self.unread)))
+        return "\n".join((text.render(self.runs), *(f"Not read: {reason}" for reason in self.not_read)))
+
+    @property
+    def not_read(self) -> tuple[str, ...]:
+        """``unread`` as it is shown: fit for a terminal, and of very many the first, and how many more there are."""
+        rest = len(self.unread) - MOST_TOLD
+        told = tuple(one_line(reason) for reason in (self.unread[:MOST_TOLD] if rest > 1 else self.unread))
+        return (*told, f"{rest:,} more runs could not be read.") if rest > 1 else told
 
     def __repr__(self) -> str:
-        named = ", ".join(f"{run.run}: {run.diagnosis or run.verdict_label}" for run in self.runs)
-        return f"<Report {self.verdict} ({named})>"
+        named = [f"{one_line(run.run)}: {one_line(run.diagnosis or run.verdict_label)}" for run in self.runs]
+        return f"<Report {self.verdict} ({words.listed(named, most=MOST_TOLD)})>"

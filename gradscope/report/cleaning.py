@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import replace
 
+from gradscope.legible import one_line
+from gradscope.legible import several_lines
 from gradscope.records import Finding
 from gradscope.run_report import ProfileRow
 from gradscope.run_report import RunReport
-
-# Control, format (also those that turn the direction of writing), surrogate, and separators of lines and paragraphs.
-_UNWANTED = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 
 def cleaned(run: RunReport) -> RunReport:
@@ -25,21 +23,6 @@ def cleaned(run: RunReport) -> RunReport:
         profile=tuple(_row(row) for row in run.profile),
         damage=_lines(run.damage),
     )
-
-
-def one_line(text: str) -> str:
-    """``text`` on one line, without control characters."""
-    return " ".join("".join(c for c in _spaced(text) if unicodedata.category(c) not in _UNWANTED).split())
-
-
-def several_lines(text: str) -> str:
-    """``text`` with its line breaks, without other control characters."""
-    kept = (c for c in text.expandtabs(4) if c == "\n" or unicodedata.category(c) not in _UNWANTED)
-    return "".join(kept).strip("\n")
-
-
-def _spaced(text: str) -> str:
-    return text.translate({9: " ", 10: " ", 13: " "})
 
 
 def _lines(sentences: Iterable[str]) -> tuple[str, ...]:

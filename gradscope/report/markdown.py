@@ -19,6 +19,7 @@ from gradscope.run_report import RunReport
 BAR_CELLS = 8
 
 _PLAIN_NAME = re.compile(r"[\w.#()\[\]/=:, +-]+")
+_LINKS = re.compile(r"://|www\.|@", re.IGNORECASE)  # what becomes a link without any markup
 _SPECIAL = re.compile(r"([\\`*_{}\[\]#|])")
 
 
@@ -29,9 +30,12 @@ def render(runs: Sequence[RunReport]) -> str:
 
 
 def prose(text: str) -> str:
-    """A sentence with nothing in it that Markdown or HTML would take for markup, but pairs of backticks kept as code."""
+    """A sentence with nothing in it that Markdown or HTML would take for markup, but pairs of backticks kept as code.
+
+    Where backticks stand side by side Markdown pairs them in another way, so then none of them is kept.
+    """
     parts = text.split("`")
-    if len(parts) % 2 == 0:
+    if len(parts) % 2 == 0 or "``" in text:
         return _escaped(text)
     return "`".join(part if i % 2 else _escaped(part) for i, part in enumerate(parts))
 
@@ -43,7 +47,8 @@ def name(text: str) -> str:
 
 def _escaped(text: str) -> str:
     entities = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _SPECIAL.sub(r"\\\1", entities).replace("~", "&#126;")
+    marked = _SPECIAL.sub(r"\\\1", entities).replace("~", "&#126;")
+    return _LINKS.sub(lambda match: "".join(f"&#{ord(c)};" if c in ":.@" else c for c in match[0]), marked)
 
 
 def _run(run: RunReport) -> Iterator[str]:

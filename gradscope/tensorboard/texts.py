@@ -10,6 +10,7 @@ from typing import Any
 from typing import TypeVar
 from typing import final
 
+from gradscope.logdir.codec import MOST_BYTES
 from gradscope.logdir.codec import CodecError
 from gradscope.logdir.codec import loads
 from gradscope.records import STATISTICS
@@ -20,7 +21,6 @@ from gradscope.tensorboard.shelf import Shelf
 
 T = TypeVar("T", RunInfo, Schema)
 
-MOST_BYTES = 16 * 2**20  # of one text: a model of 10,000 modules has some 10 MB
 MOST_SITES = 32768  # of a kind, and modules, that are shown
 ROOM = 64 * 2**20  # bytes of text whose values are kept
 

@@ -22,7 +22,9 @@ def shown(*arguments: str, columns: int = 80) -> str:
         "PYTHONPATH": str(ROOT),
     }
     environment.pop("NO_COLOR", None)
-    with subprocess.Popen([sys.executable, "-m", "gradscope", *arguments], stdout=theirs, env=environment, cwd=ROOT):
+    with subprocess.Popen(
+        [sys.executable, "-m", "gradscope", *arguments], stdout=theirs, stderr=theirs, env=environment, cwd=ROOT
+    ):
         os.close(theirs)
         return "".join(_read(ours)).replace("\r\n", "\n")
 

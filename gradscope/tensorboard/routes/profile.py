@@ -10,9 +10,9 @@ import numpy as np
 from gradscope import middles
 from gradscope.depth import decades
 from gradscope.depth import slopes
+from gradscope.legible import one_line
 from gradscope.records import Array
 from gradscope.records import Frame
-from gradscope.report.cleaning import one_line
 from gradscope.tensorboard.blocks import MOST_STEPS
 from gradscope.tensorboard.judging import Judgement
 from gradscope.tensorboard.menu import table_named

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from gradscope.legible import one_line
 from gradscope.records import Finding
 from gradscope.report import words
 from gradscope.report.cleaning import cleaned
-from gradscope.report.cleaning import one_line
 from gradscope.run_report import RunReport
 from gradscope.tensorboard.judging import Judgement
 from gradscope.tensorboard.replies import Reply

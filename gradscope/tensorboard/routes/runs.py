@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gradscope.report.cleaning import one_line
+from gradscope.legible import one_line
 from gradscope.tensorboard.judging import Judgement
 from gradscope.tensorboard.naming import base_of
 from gradscope.tensorboard.naming import names_of

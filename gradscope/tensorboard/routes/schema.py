@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gradscope.legible import one_line
 from gradscope.records import STATISTICS
 from gradscope.records import ModuleInfo
 from gradscope.records import Site
-from gradscope.report.cleaning import one_line
 from gradscope.tensorboard.menu import Statistic
 from gradscope.tensorboard.menu import statistics_of
 from gradscope.tensorboard.replies import Reply

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from gradscope.legible import one_line
 from gradscope.records import Site
-from gradscope.report.cleaning import one_line
 
 
 def shown_name(site: Site) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gradscope.legible import several_lines
 from gradscope.report import markdown
 from gradscope.report import text
-from gradscope.report.cleaning import several_lines
 from gradscope.tensorboard.judging import Judgement
 from gradscope.tensorboard.replies import Failure
 from gradscope.tensorboard.replies import Reply
