@@ -22,7 +22,7 @@ LARGE = 1024  # rows, see ``rows_of``, from which a sampled step costs as much a
 # Sampled as well where nobody would notice, or where a run of a hundred steps can carry it: most such have long steps.
 DENSE_STEPS = 12
 EARLY_STEPS = frozenset((14, 17, 20, 24, 29, 35, 42, 50, 60, 72, 86, 100))
-UNNOTICED = 0.2  # seconds that the watching may take up to then, samples of these steps included, whatever share that is
+UNNOTICED = 0.5  # seconds that the watching may take up to then, samples of these steps included, whatever share that is
 COMPARED_EVERY = 12  # steps, of which one is left out where all could be sampled, for the others' times to be compared with
 DENSE_AGAIN = 6  # sampled in a row when something looks wrong
 ALARMS = 8  # dense stretches of that sort that a run may have
