@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -273,9 +274,7 @@ def test_links_that_lead_in_circles_are_followed_once(tmp_path):
     assert [run.name for run in find_runs(tmp_path)] == ["a"]
 
 
-def test_a_directory_that_may_not_be_looked_into_is_said_beside_the_others(tmp_path):
-    harm.small_file(tmp_path / "open" / "gradscope")
-    (tmp_path / "closed").mkdir()
+def test_a_directory_that_may_not_be_looked_into_is_said_beside_the_others():
     code = """
 import os, sys
 from gradscope import replay
@@ -283,12 +282,14 @@ if os.getuid() == 0:
     os.setuid(65534)
 print(replay.read(sys.argv[1]).unread)
 """
-    for parent in [tmp_path, *tmp_path.parents][:3]:
-        parent.chmod(parent.stat().st_mode | 0o055)
-    (tmp_path / "closed").chmod(0)
-    argv = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(argv, capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False)
-    (tmp_path / "closed").chmod(0o700)
+    with tempfile.TemporaryDirectory() as place:  # not pytest's own, whose parents are closed to other users
+        logdir = Path(place)
+        logdir.chmod(0o755)
+        harm.small_file(logdir / "open" / "gradscope")
+        (logdir / "closed").mkdir(mode=0)
+        argv = [sys.executable, "-c", code, place]
+        done = subprocess.run(argv, capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False)
+        (logdir / "closed").chmod(0o700)
     assert "closed cannot be read (permission denied); runs below it are not in this report." in done.stdout, done.stderr
 
 
